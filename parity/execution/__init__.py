@@ -1,0 +1,1 @@
+"""Shadow execution, taps, lockstep and traces: how one forward pass is observed."""

@@ -1,0 +1,248 @@
+"""High-precision equivalents of kernels that have none, or whose low values must decide.
+
+One decorated function an entry: it gets the shadow mode's `Call` and returns the high outputs, in the order of the
+low ones (None: the output has no shadow). To add one, write a function here or in a pair file:
+
+    @equivalent("my_kernels::fused_rope")
+    def fused_rope(call): ...
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parity.errors import UsageError
+
+
+@dataclass
+class Call:
+    """One op as it ran: its low arguments and outputs, and its arguments' high values.
+
+    `unrounded` gives the high value a quantisation rounded, where the argument carries one.
+    """
+
+    name: str
+    low: tuple[Any, ...]
+    low_kwargs: dict[str, Any]
+    out: Any
+    high: tuple[Any, ...]
+    high_kwargs: dict[str, Any]
+
+    def argument(self, position: int, keyword: str, default: Any = None, *, low: bool = False) -> Any:
+        """Return an argument however it was passed."""
+        values, named = (self.low, self.low_kwargs) if low else (self.high, self.high_kwargs)
+        return values[position] if position < len(values) else named.get(keyword, default)
+
+
+Equivalent = Callable[[Call], Sequence[Any]]
+EQUIVALENTS: dict[str, Equivalent] = {}
+
+
+def equivalent(*names: str) -> Callable[[Equivalent], Equivalent]:
+    """Register the high-precision equivalent of ops by qualified name ("aten::topk", "flash_attn::_flash_attn_forward")."""
+
+    def register(function: Equivalent) -> Equivalent:
+        for name in names:
+            if name in EQUIVALENTS:
+                raise UsageError(f"the equivalent of {name!r} is registered twice")
+            EQUIVALENTS[name] = function
+        return function
+
+    return register
+
+
+# --- attention -------------------------------------------------------------------------------------------------------
+
+_SCORE_ELEMENTS = 1 << 26
+"""Score elements of one query chunk: 512 MB in float64. 48k tokens squared would be 18 GB a head."""
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, causal: bool, scale: float | None
+) -> Tensor:
+    """Compute softmax(q k^T * scale + bias) v in query chunks.
+
+    Rows whose every key is masked have no defined value: they come out NaN, so that they are excluded and counted.
+
+    Shapes: query [B, N, S, D], key [B, N, L, D], value [B, N, L, E], bias broadcast to [B, N, S, L]; grouped heads allowed.
+    """
+    if key.shape[-3] != query.shape[-3]:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
+    scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+    rows = max(1, _SCORE_ELEMENTS // max(1, query[..., 0, 0].numel() * key.shape[-2]))
+    out = query.new_empty(*query.shape[:-1], value.shape[-1])
+    for start in range(0, query.shape[-2], rows):
+        stop = min(start + rows, query.shape[-2])
+        scores = (query[..., start:stop, :] @ key.transpose(-1, -2)).mul_(scale)
+        if bias is not None:
+            scores += bias[..., start:stop, :] if bias.shape[-2] != 1 else bias
+        if causal:
+            late = torch.ones(stop - start, key.shape[-2], dtype=torch.bool, device=key.device).triu_(start + 1)
+            scores.masked_fill_(late, -math.inf)
+        out[..., start:stop, :] = torch.softmax(undefined_rows(scores), -1) @ value
+    return out
+
+
+def undefined_rows(scores: Tensor) -> Tensor:
+    """Make rows NaN in which every score is masked (-inf, or so low that float32 keeps nothing but the mask).
+
+    A finite mask of -1e4 or lower swallows the scores it is added to: low precision then gives weights that are an
+    accident of absorption (uniform, or 9 % off), which no two implementations owe each other.
+    """
+    if scores.shape[-1] == 0:
+        return scores
+    dead = scores.amax(-1, keepdim=True) <= MASKED
+    return torch.where(dead, float("nan"), scores) if bool(dead.any()) else scores
+
+
+MASKED = -1e4
+"""A row maximum at or below this is a fully masked row: no score of a working attention is near it."""
+
+
+def _additive(mask: Tensor | None, like: Tensor) -> Tensor | None:
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill_(~mask, -math.inf)
+
+
+@equivalent("aten::_scaled_dot_product_flash_attention_for_cpu")
+def _flash_cpu(call: Call) -> Sequence[Any]:
+    q, k, v = call.high[:3]
+    causal, mask = call.argument(4, "is_causal", False), call.argument(5, "attn_mask")
+    return [attention(q, k, v, _additive(mask, q), causal, call.high_kwargs.get("scale")), None]
+
+
+@equivalent("aten::_scaled_dot_product_flash_attention")
+def _flash(call: Call) -> Sequence[Any]:
+    q, k, v = call.high[:3]
+    return [attention(q, k, v, None, call.argument(4, "is_causal", False), call.high_kwargs.get("scale"))]
+
+
+@equivalent(
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention",
+    "aten::_scaled_dot_product_fused_attention_overrideable",
+)
+def _biased(call: Call) -> Sequence[Any]:
+    q, k, v, bias = call.high[:4]
+    position = 5 if "overrideable" in call.name else 6
+    causal = call.argument(position + (1 if "overrideable" in call.name else 0), "is_causal", False)
+    return [attention(q, k, v, _additive(bias, q), bool(causal), call.high_kwargs.get("scale"))]
+
+
+@equivalent("flash_attn::_flash_attn_forward", "flash_attn_3::fwd")
+def _flash_attn(call: Call) -> Sequence[Any]:
+    """flash-attn's fixed-length entry: [B, S, N, D], causal aligned to the bottom right."""
+    q, k, v = (t.transpose(1, 2) for t in call.high[:3])
+    scale, causal = call.argument(4, "softmax_scale"), call.argument(5, "causal", False)
+    bias = None
+    if causal:
+        shift = k.shape[-2] - q.shape[-2]
+        late = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).triu_(1 + shift)
+        bias = torch.zeros(late.shape, dtype=q.dtype, device=q.device).masked_fill_(late, -math.inf)
+    return [attention(q, k, v, bias, False, scale).transpose(1, 2)]
+
+
+@equivalent("aten::_softmax", "aten::_safe_softmax")
+def _softmax(call: Call) -> Sequence[Any]:
+    scores, dim = call.high[0], call.high[1]
+    moved = undefined_rows(scores.transpose(dim, -1))
+    return [torch.softmax(moved, -1).transpose(dim, -1)]
+
+
+# --- decisions: the low side decides, the values follow ----------------------------------------------------------------
+
+
+@equivalent("aten::topk", "aten::sort", "aten::msort")
+def _ordered(call: Call) -> Sequence[Any]:
+    named = call.low_kwargs
+    if "topk" in call.name:
+        dim = call.argument(2, "dim", -1, low=True)
+    else:
+        dim = named.get("dim", call.low[-2] if "stable" in named or len(call.low) > 2 else (call.low[1] if len(call.low) > 1 else -1))
+    return [call.high[0].gather(dim, call.out[1]), None]
+
+
+@equivalent("aten::max", "aten::min", "aten::median", "aten::nanmedian", "aten::mode", "aten::kthvalue")
+def _picked(call: Call) -> Sequence[Any]:
+    """Take along `dim` what the low side took; without `dim`, or of two tensors, the op is continuous."""
+    if isinstance(call.out, Tensor):
+        return [_plain(call)]
+    start = 2 if call.name.endswith("kthvalue") else 1
+    dim = call.argument(start, "dim", -1, low=True)
+    keep = call.argument(start + 1, "keepdim", False, low=True)
+    index = call.out[1] if keep or call.high[0].dim() == 0 else call.out[1].unsqueeze(dim)
+    taken = call.high[0].gather(dim, index)
+    return [taken if keep or call.high[0].dim() == 0 else taken.squeeze(dim), None]
+
+
+def _plain(call: Call) -> Any:
+    return getattr(torch, call.name.split("::")[1])(*call.high, **call.high_kwargs)
+
+
+@equivalent("aten::floor", "aten::ceil", "aten::trunc", "aten::sign", "aten::sgn", "aten::heaviside", "aten::floor_divide")
+def _step(call: Call) -> Sequence[Any]:
+    """A step function decides: its value is the low side's, exactly; what was not trusted before stays so."""
+    high = call.out.to(call.high[0].dtype if isinstance(call.high[0], Tensor) else torch.float64)
+    lost = [a.isnan() for a in call.high if isinstance(a, Tensor) and a.is_floating_point()]
+    for mask in lost:
+        high = torch.where(mask & ~call.out.isnan(), float("nan"), high)
+    return [high]
+
+
+@equivalent("aten::round")
+def _round(call: Call) -> Sequence[Any]:
+    return _step(call)
+
+
+@equivalent("aten::remainder", "aten::fmod", "aten::frac")
+def _modulo(call: Call) -> Sequence[Any]:
+    """x - k y with the k the low side took."""
+    x, y = call.high[0], call.high[1] if len(call.high) > 1 else 1.0
+    low_x = call.low[0].double() if isinstance(call.low[0], Tensor) else call.low[0]
+    low_y = call.low[1].double() if len(call.low) > 1 and isinstance(call.low[1], Tensor) else y
+    turns = torch.round((low_x - call.out.double()) / low_y)
+    return [x - turns.to(torch.float64) * y]
+
+
+@equivalent("aten::nan_to_num")
+def _nan_to_num(call: Call) -> Sequence[Any]:
+    """Keep what is not trusted as it is: only a NaN of the low side is a number to be replaced."""
+    high = call.high[0]
+    cleaned = torch.nan_to_num(high, *call.high[1:], **call.high_kwargs)
+    return [torch.where(high.isnan() & ~call.low[0].isnan(), float("nan"), cleaned)]
+
+
+# --- random ops: drawn once, both sides share mask or value -------------------------------------------------------------
+
+
+@equivalent("aten::native_dropout")
+def _dropout(call: Call) -> Sequence[Any]:
+    p, train = call.low[1], call.low[2]
+    if train is False or p == 0:
+        return [call.high[0].clone(), None]
+    return [call.high[0] * call.out[1] / (1.0 - p) if p < 1 else torch.zeros_like(call.high[0]), None]
+
+
+# --- quantised activations: a cast to fp8 or int8 is a down-cast, the shadow does not see it -----------------------------
+
+
+@equivalent("aten::_int_mm")
+def _int_mm(call: Call) -> Sequence[Any]:
+    left, right = (t if t.is_floating_point() else t.double() for t in call.high[:2])
+    return [left @ right]
+
+
+@equivalent("aten::_scaled_mm")
+def _scaled_mm(call: Call) -> Sequence[Any]:
+    left, right, scale_left, scale_right = call.high[:4]
+    out = (left * scale_left) @ (right * scale_right)
+    bias = call.argument(4, "bias")
+    return [out if bias is None else out + bias]

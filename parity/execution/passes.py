@@ -1,0 +1,244 @@
+"""One forward of one side: plain or shadowed, free-running or in lockstep with a reference.
+
+Lockstep: each time a tap is reached its value is recorded, then both sides go on from one number: the reference's
+value, rounded to the coarser of the two sides' dtypes there. What is seen at a tap is then the error made since the
+previous taps, so every faulty segment shows in one pass and none hides another.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from parity.errors import ModelFailed, ParityError, TapError
+from parity.execution.hooks import TapHooks
+from parity.execution.shadow import Shadow
+from parity.execution.storage import bits
+from parity.execution.tap import Inputs, Tap
+from parity.execution.trace import TapValue, Trace
+
+OUTPUT = "final_output"
+
+
+class Restart(Protocol):
+    """From the value a side reached to the one it goes on with (its own layout); None: as it is."""
+
+    def __call__(self, tap: Tap, value: Tensor, number: int) -> Tensor | None:
+        """Return the value to go on with."""
+
+
+@dataclass
+class Runner:
+    """Calls one side.
+
+    Args:
+        side: "reference" or "native".
+        model: the model, already in eval mode.
+        call: runs one forward.
+        output: picks the final output from what the call returned.
+        around: what surrounds a call.
+        taps: the pair's taps.
+    """
+
+    side: str
+    model: nn.Module
+    call: Callable[[nn.Module, Inputs], Any]
+    output: Callable[[Any], Tensor]
+    taps: Sequence[Tap]
+    around: Callable[[nn.Module, Inputs], AbstractContextManager[Any]] = lambda model, inputs: nullcontext()
+
+    def run(self, inputs: Inputs, restart: Restart | None = None, shadow: Shadow | None = None) -> Trace:
+        """Run one forward and return its trace.
+
+        Args:
+            inputs: what the pair feeds to both sides.
+            restart: lockstep: what each tap goes on with; None: free-running.
+            shadow: a shadow to run under; None: plain.
+
+        Raises:
+            TapError: taps were not reached.
+            ModelFailed: the model raised or ran out of memory.
+        """
+        seen = _Recorder(restart, shadow)
+        hooks = TapHooks(self.model, self.taps, self.side, seen)
+        try:
+            with torch.no_grad(), hooks.attached(), self.around(self.model, inputs), _eager(), shadow or nullcontext():
+                out = self.output(self.call(self.model, inputs))
+        except (ParityError, KeyboardInterrupt):
+            raise
+        except torch.OutOfMemoryError as error:
+            raise ModelFailed(f"the {self.side} ran out of memory after {seen.last}: {str(error).splitlines()[0][:120]}\n"
+                              "take a smaller input or size, or run one model at a time") from error
+        except Exception as error:
+            raise ModelFailed(f"the {self.side} raised after {seen.last}: {type(error).__name__}: {str(error)[:300]}") from error
+        if not isinstance(out, Tensor):
+            raise TapError(f"{self.side}: the pair's `output` gave a {type(out).__name__}, not a tensor")
+        trace = seen.trace(out)
+        self._check_reached(trace)
+        return trace
+
+    def _check_reached(self, trace: Trace) -> None:
+        missing = [t.name for t in self.taps if getattr(t, self.side) is not None and t.name not in trace.values]
+        if missing:
+            raise TapError(
+                f"{self.side}: {len(missing)} of {len(self.taps)} taps were never reached: {', '.join(missing[:6])}\n"
+                "the module is not called in this forward (another branch, or compiled away); mend its path in the pair"
+            )
+
+
+def _eager() -> AbstractContextManager[Any]:
+    """Run compiled modules eagerly: inductor's kernels cannot be shadowed."""
+    stance: AbstractContextManager[Any] = (
+        torch.compiler.set_stance("force_eager") if hasattr(torch.compiler, "set_stance") else nullcontext()
+    )
+    return stance
+
+
+class _Recorder:
+    """Keeps what is seen at taps, and restarts low and high from the same number."""
+
+    def __init__(self, restart: Restart | None, shadow: Shadow | None) -> None:
+        self.restart, self.shadow = restart, shadow
+        self.lows: dict[str, list[Tensor]] = {}
+        self.highs: dict[str, list[Tensor]] = {}
+        self.last = "its start"
+
+    def __call__(self, tap: Tap, value: Tensor, number: int) -> Tensor | None:
+        with _disable_current_modes():
+            self.last = tap.name
+            self.lows.setdefault(tap.name, []).append(value.detach().clone())
+            high = None
+            if self.shadow is not None:
+                high = self.shadow.high(value).clone()
+                self.highs.setdefault(tap.name, []).append(high)
+                self.shadow.begin_segment(tap.name)
+            if self.restart is None or not tap.replace:
+                return None
+            return self._restarted(tap, value, high, number)
+
+    def _restarted(self, tap: Tap, value: Tensor, high: Tensor | None, number: int) -> Tensor | None:
+        assert self.restart is not None
+        new = self.restart(tap, value, number)
+        going_on = value if new is None else new
+        if self.shadow is not None and high is not None:
+            kept = self._kept(tap)
+            if new is not None:
+                self.shadow.declare([])  # the new tensor gets its own shadow below
+            self.shadow.assign(going_on, going_on if kept is None else torch.where(kept(value), high, going_on))
+        return new
+
+    def _kept(self, tap: Tap) -> Callable[[Tensor], Tensor] | None:
+        """Return the mask of what keeps the side's own value (padding), for a value of this side."""
+        mask: Callable[[Tap, Tensor], Tensor | None] | None = getattr(self.restart, "kept", None)
+        if mask is None:
+            return None
+        return (lambda value: mask(tap, value)) if tap.valid is not None else None  # type: ignore[return-value]
+
+    def trace(self, out: Tensor) -> Trace:
+        """Close the pass: concatenate calls, add the final output."""
+        trace = Trace()
+        for name, parts in self.lows.items():
+            highs = self.highs.get(name)
+            trace.values[name] = TapValue(
+                torch.cat(parts) if len(parts) > 1 else parts[0],
+                None if highs is None else (torch.cat(highs) if len(highs) > 1 else highs[0]),
+                tuple(p.shape[0] if p.dim() else 1 for p in parts),
+            )
+        high = None if self.shadow is None else self.shadow.high(out).clone()
+        trace.values[OUTPUT] = TapValue(out.detach().clone(), high, (out.shape[0],))
+        if self.shadow is not None:
+            trace.events, trace.kernels, trace.ops = Counter(self.shadow.events), self.shadow.kernels, self.shadow.ops
+            trace.decisions = self.shadow.decisions
+        return trace
+
+
+# --- restarts ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class FromReference:
+    """The reference's own restart: its value, rounded where the native's dtype is coarser.
+
+    Args:
+        coarser: tap name to the native's dtype there.
+        inputs: for masks of valid tokens.
+    """
+
+    coarser: Mapping[str, torch.dtype]
+    inputs: Inputs
+
+    def __call__(self, tap: Tap, value: Tensor, number: int) -> Tensor | None:
+        """Round to the native's dtype where that is coarser; else go on as it is."""
+        other = self.coarser.get(tap.name)
+        if other is None or bits(other) >= bits(value.dtype):
+            return None
+        rounded = value.to(other).to(value.dtype)
+        kept = self.kept(tap, value)
+        return rounded if kept is None else torch.where(kept, value, rounded)
+
+    def kept(self, tap: Tap, value: Tensor) -> Tensor | None:
+        """Mask what is padding in the reference's layout."""
+        return None if tap.valid is None else ~mask_of(tap, self.inputs, value)
+
+
+@dataclass
+class FromTrace:
+    """The native's restart: the reference's value at the tap, in the native's layout and dtype.
+
+    Args:
+        values: tap name to the reference's value, already rounded to the coarser dtype, reference layout.
+        shapes: tap name to the native's shape, calls concatenated, and the dim-0 sizes of its calls.
+        inputs: for masks of valid tokens.
+    """
+
+    values: Mapping[str, Tensor]
+    shapes: Mapping[str, tuple[torch.Size, tuple[int, ...]]]
+    inputs: Inputs
+    _cache: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def __call__(self, tap: Tap, value: Tensor, number: int) -> Tensor | None:
+        """Return the reference's value for this call; padding keeps the native's own."""
+        if tap.name not in self.values or tap.layout.backward is None:
+            return None
+        new = self._part(tap, number).to(value.dtype)
+        if new.shape != value.shape:
+            raise TapError(
+                f"tap {tap.name}: the layout {tap.layout.name!r} gives {tuple(new.shape)}, the native has {tuple(value.shape)}"
+            )
+        kept = self.kept(tap, value)
+        new = new if kept is None else torch.where(kept, value, new)
+        out = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+        return out.copy_(new)
+
+    def _part(self, tap: Tap, number: int) -> Tensor:
+        if tap.name not in self._cache:
+            shape, parts = self.shapes[tap.name]
+            assert tap.layout.backward is not None
+            whole = tap.layout.backward(self.values[tap.name], shape)
+            self._cache[tap.name] = list(whole.split(list(parts))) if len(parts) > 1 else [whole]
+        held = self._cache[tap.name]
+        if number >= len(held):
+            raise TapError(f"tap {tap.name}: the native reached it {number + 1} times, {len(held)} in its plain pass")
+        return held[number]
+
+    def kept(self, tap: Tap, value: Tensor) -> Tensor | None:
+        """Mask what is padding, in the native's layout."""
+        if tap.valid is None or tap.layout.backward is None:
+            return None
+        like = self.values[tap.name]
+        mask = ~mask_of(tap, self.inputs, like)
+        return tap.layout.backward(mask.expand(like.shape).to(like.dtype), value.shape) > 0.5
+
+
+def mask_of(tap: Tap, inputs: Inputs, value: Tensor) -> Tensor:
+    """Return the mask of valid elements, broadcast to the reference value's shape."""
+    assert tap.valid is not None
+    mask = tap.valid(inputs).to(value.device)
+    return mask.unsqueeze(-1) if mask.dim() == value.dim() - 1 else mask

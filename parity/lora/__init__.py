@@ -1,0 +1,1 @@
+"""LoRA: one normal form for adapters, applied, taken off and mapped."""

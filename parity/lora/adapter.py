@@ -1,0 +1,84 @@
+"""`LoraAdapter`: a LoRA in one normal form.
+
+Letters in shapes: R rank, I inputs and O outputs of the layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from parity.errors import LoraError
+
+
+@dataclass(frozen=True, eq=False)
+class LoraTarget:
+    """What an adapter does to one layer: W gains `scaling * B @ A`.
+
+    Args:
+        A: [R, I], PEFT's `lora_A`.
+        B: [O, R], PEFT's `lora_B`.
+        scaling: the factor on B @ A, alpha already divided by the rank.
+        scaling_from: where it came from (tensor, header, sidecar, argument, assumed, or in words).
+
+    Raises:
+        LoraError: shapes do not fit, the rank is zero, or a value is not finite.
+    """
+
+    A: Tensor
+    B: Tensor
+    scaling: float
+    scaling_from: str
+
+    def __post_init__(self) -> None:
+        shapes = f"A {tuple(self.A.shape)}, B {tuple(self.B.shape)}"
+        if self.A.ndim != 2 or self.B.ndim != 2:
+            raise LoraError(f"a LoRA target needs A [R, in] and B [out, R], got {shapes}")
+        if self.A.shape[0] != self.B.shape[1]:
+            hint = "; they are exchanged" if self.A.shape[1] == self.B.shape[0] else ""
+            raise LoraError(f"the ranks of A [R, in] and B [out, R] differ: {shapes}{hint}")
+        if 0 in (*self.A.shape, *self.B.shape):
+            raise LoraError(f"an empty LoRA target: {shapes}")
+        if not math.isfinite(self.scaling):
+            raise LoraError(f"scaling is {self.scaling} (from {self.scaling_from}), it must be finite")
+        for name, value in (("A", self.A), ("B", self.B)):
+            if not value.is_floating_point():
+                raise LoraError(f"{name} holds {value.dtype}, a float dtype is needed")
+            if not value.is_meta and not bool(torch.isfinite(_readable(value)).all()):
+                raise LoraError(f"{name} {tuple(value.shape)} holds NaN or inf")
+
+    @property
+    def rank(self) -> int:
+        """R, the rows of A."""
+        return self.A.shape[0]
+
+    def delta(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Return `scaling * B @ A`, the change of the weight.
+
+        Shapes: [O, I].
+        """
+        return (self.B.to(dtype) @ self.A.to(dtype)) * self.scaling
+
+
+@dataclass(frozen=True, eq=False)
+class LoraAdapter:
+    """A named LoRA: targets by dotted module path.
+
+    Raises:
+        LoraError: it has no targets.
+    """
+
+    name: str
+    targets: Mapping[str, LoraTarget]
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise LoraError(f"adapter {self.name!r} has no targets: it would change nothing")
+
+
+def _readable(value: Tensor) -> Tensor:
+    return value.float() if value.element_size() == 1 else value

@@ -1,0 +1,1 @@
+"""Numbers only: metrics, projections of rounding residuals, limits and verdicts."""

@@ -1,0 +1,293 @@
+"""From evidence to a verdict: bit-exact, same function, different and drowned, different and felt, or not judged."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from parity.numerics.evidence import Evidence
+from parity.numerics.limits import Limits
+
+
+class VerdictClass(str, Enum):
+    """The five classes."""
+
+    BIT_EXACT = "bit-exact"
+    SAME = "same function, as precise"
+    DROWNED = "different, drowned"
+    FELT = "different, felt"
+    NOT_JUDGED = "not judged"
+
+
+@dataclass(frozen=True)
+class TapFacts:
+    """What a verdict must know of a tap besides its numbers."""
+
+    name: str
+    kind: str
+    block: str
+    attention: bool
+    allowed: str | None = None
+    """Reason of a declared approximation: logic is off here, and said."""
+
+
+@dataclass
+class Judged:
+    """The verdict of one tap over all draws, with what it rests on.
+
+    Args:
+        cls: the class. reasons: why, in words, most important first.
+        logic: the two sides are different functions. direction: +1 rounds more, -1 rounds less, 0 neither.
+        projection: the projection that shows it best. log_ratio, margin, se: of that projection.
+        amber: one projection at one tap alone is above its limit.
+        impact: relative to the reference's own output noise; None where not computed.
+        fails: the case fails.
+    """
+
+    name: str
+    cls: VerdictClass
+    reasons: list[str] = field(default_factory=list)
+    logic: bool = False
+    direction: int = 0
+    projection: str = ""
+    log_ratio: float = 0.0
+    margin: float = 0.0
+    se: float = 0.0
+    amber: bool = False
+    impact: float | None = None
+    tests: int = 0
+
+    @property
+    def different(self) -> bool:
+        """Whether the sides differ in logic or precision."""
+        return self.logic or self.direction != 0
+
+    @property
+    def fails(self) -> bool:
+        """Whether the case fails: a different function always does, a lost precision where it is felt."""
+        return self.cls is VerdictClass.FELT or (self.cls is VerdictClass.DROWNED and self.logic)
+
+
+@dataclass
+class _Test:
+    """One projection of one tap, pooled over draws; `up` and `down` are mean log ratios."""
+
+    tap: str
+    projection: str
+    up: float
+    down: float
+    se: float
+    margin: float
+    paired_up: float
+    paired_down: float
+
+    def exceeds(self, z: float) -> int:
+        """Return +1 or -1 where the ratio is beyond the margin by z standard errors, 0 elsewhere."""
+        if self.up - self.margin > z * self.se and self.paired_up > z * 0.5:
+            return 1
+        if -self.down - self.margin > z * self.se and self.paired_down > z * 0.5:
+            return -1
+        return 0
+
+
+def judge(facts: Sequence[TapFacts], draws: Sequence[Mapping[str, Evidence]], limits: Limits) -> dict[str, Judged]:
+    """Judge every tap from the evidence of all draws; impact is filled in later by `settle`."""
+    token_rows = max((e.rows + e.excluded for d in draws for e in d.values()), default=0)
+    tests = {f.name: _tests(f, [d[f.name] for d in draws if f.name in d], limits) for f in facts}
+    pooled = _pooled(facts, tests, limits)
+    singles = {name: [t for t in ts if t.exceeds(limits.z)] for name, ts in tests.items()}
+    out = {}
+    for f in facts:
+        found = [d[f.name] for d in draws if f.name in d]
+        out[f.name] = _judge_tap(f, found, tests[f.name], singles, pooled, token_rows, facts, limits)
+    return out
+
+
+def _tests(f: TapFacts, found: Sequence[Evidence], limits: Limits) -> list[_Test]:
+    names = sorted({p for e in found for p in e.excesses})
+    margin = math.log1p(limits.margin_attention if f.attention else limits.margin)
+    tests = []
+    for p in names:
+        xs = [e.excesses[p] for e in found if p in e.excesses]
+        n = len(xs)
+        m = math.exp(margin) - 1
+        tests.append(
+            _Test(
+                tap=f.name,
+                projection=p,
+                up=sum(x.up for x in xs) / n,
+                down=sum(x.down for x in xs) / n,
+                se=math.sqrt(sum(x.se**2 for x in xs)) / n,
+                margin=margin,
+                paired_up=sum(x.paired(m) for x in xs) / math.sqrt(n),
+                paired_down=-sum(x.paired(1 / (1 + m) - 1) for x in xs) / math.sqrt(n),
+            )
+        )
+    return tests
+
+
+def _pooled(
+    facts: Sequence[TapFacts], tests: Mapping[str, list[_Test]], limits: Limits
+) -> dict[tuple[str, str], tuple[int, float, float, int]]:
+    """Pool each projection over the blocks of a kind: (direction, mean log ratio, standard error, blocks)."""
+    groups: dict[tuple[str, str], list[_Test]] = defaultdict(list)
+    attention = {f.kind: f.attention for f in facts}
+    for f in facts:
+        for t in tests[f.name]:
+            groups[f.kind, t.projection].append(t)
+    out = {}
+    for (kind, projection), ts in groups.items():
+        margin = math.log1p(limits.margin_pooled_attention if attention[kind] else limits.margin_pooled)
+        n = len(ts)
+        se = math.sqrt(sum(t.se**2 for t in ts)) / n
+        up, down = sum(t.up for t in ts) / n, sum(t.down for t in ts) / n
+        direction = 0
+        if n > 1 and up - margin > limits.z * se:
+            direction = 1
+        elif n > 1 and -down - margin > limits.z * se:
+            direction = -1
+        out[kind, projection] = (direction, up if direction >= 0 else down, se, n)
+    return out
+
+
+def _judge_tap(
+    f: TapFacts, found: Sequence[Evidence], tests: list[_Test], singles: Mapping[str, list[_Test]],
+    pooled: Mapping[tuple[str, str], tuple[int, float, float, int]], token_rows: int, facts: Sequence[TapFacts],
+    limits: Limits,
+) -> Judged:  # fmt: skip
+    if not found:
+        return Judged(f.name, VerdictClass.NOT_JUDGED, ["no draw reached this tap"])
+    broken = _broken(f, found, limits)
+    if broken is not None:
+        return broken
+    logic = max(e.logic_error for e in found)
+    if logic > limits.logic_error and f.allowed is None:
+        return Judged(
+            f.name, VerdictClass.FELT, [f"logic_error {logic:.1e} (limit {limits.logic_error:.0e})"],
+            logic=True, tests=len(tests),
+        )  # fmt: skip
+    if all(e.bit_exact for e in found):
+        return Judged(f.name, VerdictClass.BIT_EXACT, tests=len(tests))
+    red = _red(f, tests, singles, pooled, facts, limits)
+    if red is not None:
+        red.tests = len(tests)
+        return red
+    blind = _blind(f, found, tests, pooled, token_rows, limits)
+    if blind is not None:
+        blind.tests = len(tests)
+        return blind
+    if singles[f.name]:
+        t = max(singles[f.name], key=lambda t: abs(t.up))
+        return Judged(
+            f.name, VerdictClass.NOT_JUDGED,
+            [f"amber: {t.projection} is above its limit at this tap alone; draw more inputs to decide"],
+            projection=t.projection, log_ratio=t.up, margin=t.margin, se=t.se, amber=True, tests=len(tests),
+        )  # fmt: skip
+    why = [f"declared: {f.allowed}"] if f.allowed else []
+    return Judged(f.name, VerdictClass.SAME, why, tests=len(tests))
+
+
+def _broken(f: TapFacts, found: Sequence[Evidence], limits: Limits) -> Judged | None:
+    """Judge what stands before any statistics: NaN, Inf, untrusted shadows."""
+    bad_r, bad_n = (sum(e.nonfinite[i] for e in found) for i in (0, 1))
+    if bad_n or bad_r:
+        where = "on both sides" if bad_r and bad_n else ("on the native" if bad_n else "on the reference")
+        return Judged(f.name, VerdictClass.FELT, [f"NaN or Inf {where}: {bad_r} reference, {bad_n} native values"], logic=True)
+    judged = sum(e.rows for e in found)
+    lost = sum(e.excluded for e in found)
+    if judged == 0 or lost / (judged + lost) > limits.excluded:
+        if all(e.bit_exact for e in found) and judged + lost:
+            return Judged(f.name, VerdictClass.BIT_EXACT, [f"{lost} rows have no trusted shadow"])
+        return Judged(f.name, VerdictClass.NOT_JUDGED, [f"tainted: {lost} of {judged + lost} rows have no trusted shadow"])
+    if (worst := max(e.implausible for e in found)) > limits.implausible:
+        return Judged(
+            f.name, VerdictClass.NOT_JUDGED,
+            [f"tainted: the reference is {worst:.0f}x farther from its shadow than rounding explains (a raw kernel?)"],
+        )  # fmt: skip
+    return None
+
+
+def _red(
+    f: TapFacts, tests: list[_Test], singles: Mapping[str, list[_Test]],
+    pooled: Mapping[tuple[str, str], tuple[int, float, float, int]], facts: Sequence[TapFacts], limits: Limits,
+) -> Judged | None:  # fmt: skip
+    """Find what makes a rounding difference certain: one strong ratio, the pooled test, or two taps."""
+    candidates: list[tuple[float, _Test, int, str]] = []
+    for t in tests:
+        direction = 1 if t.up > 0 else -1
+        ratio = t.up if direction > 0 else -t.down
+        if t.projection == "identity" and ratio - math.log(limits.strong) > limits.z * t.se:
+            candidates.append((ratio, t, direction, "total rounding"))
+        pool = pooled[f.kind, t.projection]
+        margin = math.log1p(limits.margin_pooled_attention if f.attention else limits.margin_pooled)
+        if pool[0] and (t.up if pool[0] > 0 else -t.down) > margin:
+            candidates.append((ratio, t, pool[0], f"pooled over {pool[3]} blocks"))
+        single = t.exceeds(limits.z)
+        if single and _seconded(f, single, singles, facts, limits):
+            candidates.append((ratio, t, single, "seconded by another tap"))
+    if not candidates:
+        return None
+    ratio, t, direction, how = max(candidates, key=lambda c: c[0])
+    value = math.exp(t.up if direction > 0 else t.down)
+    limit = math.exp(t.margin + limits.z * t.se)
+    word = "less" if direction > 0 else "more"
+    return Judged(
+        f.name, VerdictClass.DROWNED,
+        [f"rounding_excess {value:.3g} ({t.projection}, limit {limit if direction > 0 else 1 / limit:.2f}, {how}): "
+         f"the native is {word} precise than the reference"],
+        direction=direction, projection=t.projection, log_ratio=math.log(value), margin=t.margin, se=t.se,
+    )  # fmt: skip
+
+
+def _seconded(
+    f: TapFacts, direction: int, singles: Mapping[str, list[_Test]], facts: Sequence[TapFacts], limits: Limits
+) -> bool:
+    """Say whether another tap of the same block or the same kind is above its limit in the same direction."""
+    for other in facts:
+        related = other.kind == f.kind or (other.block == f.block and other.block != "")
+        if other.name != f.name and related and any(t.exceeds(limits.z) == direction for t in singles[other.name]):
+            return True
+    return False
+
+
+def _blind(
+    f: TapFacts, found: Sequence[Evidence], tests: list[_Test],
+    pooled: Mapping[tuple[str, str], tuple[int, float, float, int]], token_rows: int, limits: Limits,
+) -> Judged | None:  # fmt: skip
+    """Say where the method cannot see a lost island: structured reference rounding, too few tokens or channels."""
+    worst = max(e.coherence for e in found)
+    rows = sum(e.rows / e.groups for e in found) / len(found)
+    is_island = max(e.rows for e in found) < limits.island_rows * token_rows
+    if not is_island and worst > limits.coherence:
+        return Judged(
+            f.name, VerdictClass.NOT_JUDGED,
+            [f"no power: the reference's own rounding is structured (coherence {worst:.1f}, limit {limits.coherence:.0f})"],
+        )  # fmt: skip
+    if is_island:
+        return None
+    se = min((pooled[f.kind, t.projection][2] for t in tests if t.projection in ("channel_mean", "channel_slope")), default=1.0)
+    margin = limits.margin_pooled_attention if f.attention else limits.margin_pooled
+    needed = limits.lost_island_tokens * ((1 + margin) ** 2 * math.exp(2 * (limits.z + limits.z_power) * se) - 1)
+    if rows < needed:
+        return Judged(
+            f.name, VerdictClass.NOT_JUDGED,
+            [f"no power: {rows:.0f} tokens a sample, a lost FP32 island needs {needed:.0f} here (logic agrees)"],
+        )  # fmt: skip
+    return None
+
+
+def settle(judged: Judged, impact: float | None, limits: Limits, how: str = "") -> Judged:
+    """Decide felt or drowned from the impact; without one, a difference counts as felt."""
+    judged.impact = impact
+    if not judged.different or any("NaN or Inf" in r for r in judged.reasons):
+        return judged
+    if impact is None or impact >= limits.felt or not math.isfinite(impact):
+        judged.cls = VerdictClass.FELT
+    else:
+        judged.cls = VerdictClass.DROWNED
+    if impact is not None:
+        judged.reasons.append(f"impact {impact:.2g} of the reference's own output noise (limit {limits.felt:.2f}){how}")
+    return judged

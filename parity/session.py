@@ -1,0 +1,170 @@
+"""Both models of a pair, loaded once, and the passes a verdict needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from parity.errors import ModelFailed, ParityError
+from parity.execution.passes import Runner
+from parity.execution.roots import build_with_constants, constants_of, exact_constants, roots_of
+from parity.execution.shadow import Shadow
+from parity.execution.tap import Inputs, Tap
+from parity.lora.adapter import LoraAdapter
+from parity.lora.apply import applied
+from parity.lora.mapping import map_adapter
+from parity.pair import Build, ModelPair, Side
+from parity.weights.load import WeightComparison, finer_sources, load_native, tensors_of
+
+
+@dataclass
+class LoadedSide:
+    """One side, built. `exact` holds constants with their exact values, by `id` of the tensor."""
+
+    label: str
+    side: Side
+    model: nn.Module
+    constants: list[tuple[Tensor, Tensor]]
+    finer: dict[int, Tensor] = field(default_factory=dict)
+
+    def runner(self, taps: tuple[Tap, ...]) -> Runner:
+        """Return what calls this side with its taps attached."""
+        return Runner(self.label, self.model, self.side.call, self.side.output, taps, self.side.around_call)
+
+    def shadow(self, make: Callable[..., Shadow], inputs: Inputs, **options: Any) -> Shadow:
+        """Make a shadow whose roots are the model's and the inputs, with every finer value that is known."""
+        exact = {id(t): high for t, high in self.constants}
+        return make(roots=roots_of(self.model, dict(inputs)), finer={**exact, **self.finer}, **options)
+
+    def learn_constants(self, run: Callable[[], Any]) -> None:
+        """Run a forward once under a shadow, for tables that are made and cached in the first call."""
+        before = {id(t) for t in constants_of(self.model)}
+        shadow = Shadow(roots=roots_of(self.model), exact_above=1 << 22)
+        with torch.no_grad(), shadow:
+            run()
+        known = {id(t) for t, _ in self.constants}
+        self.constants += [
+            (t, high) for t, high in exact_constants(self.model, shadow) if id(t) not in before and id(t) not in known
+        ]
+
+
+class PairSession:
+    """Load both sides of a pair once and hand out runners, LoRA states and inputs.
+
+    Raises:
+        SourceMissing: third-party code is not here.
+        ModelFailed: a side does not build.
+        KeyMapError: the key map is not total.
+    """
+
+    def __init__(self, pair: ModelPair, build: Build) -> None:
+        self.pair, self.build = pair, build
+        self.taps = pair.taps(build)
+        self._open = ExitStack()
+        try:
+            self._open.enter_context(pair.reference.around_session())
+            self._open.enter_context(pair.native.around_session())
+            self.reference = self._load("reference", pair.reference)
+            self.native = self._load("native", pair.native)
+            self._check_unshared()
+            self._load_weights()
+        except BaseException:
+            self._open.close()
+            raise
+
+    def _load(self, label: str, side: Side) -> LoadedSide:
+        try:
+            model, constants = build_with_constants(lambda: side.build(self.build))
+        except ParityError:
+            raise
+        except Exception as error:
+            raise ModelFailed(f"the {label} {side.name!r} does not build: {type(error).__name__}: {error}") from error
+        return LoadedSide(label, side, model.eval(), constants)
+
+    def _check_unshared(self) -> None:
+        """Both sides must not run the same code or hold the same memory: a comparison with itself proves nothing."""
+        if type(self.reference.model) is type(self.native.model):
+            raise ParityError(
+                f"{self.pair.name}: both sides are the same class {type(self.native.model).__qualname__}\n"
+                "a model compared with itself always agrees; check which checkout each side imports"
+            )
+        mine = {id(m) for m in self.reference.model.modules()}
+        shared = [name for name, m in self.native.model.named_modules() if id(m) in mine]
+        if shared:
+            raise ParityError(f"{self.pair.name}: both sides share the module {shared[0]!r}")
+
+    def _load_weights(self) -> None:
+        reference, native = self.reference.model, self.native.model
+        key_map = self.pair.key_map(self.build)
+        if self.pair.load is not None:
+            self.pair.load(native, reference)
+        else:
+            load_native(native, reference, key_map)
+        self.weights: dict[str, WeightComparison] = finer_sources(native, reference, key_map)
+        held = dict(native.named_parameters())
+        self.native.finer = {
+            id(held[key]): c.finer for key, c in self.weights.items() if c.finer is not None and key in held
+        }
+
+    @cached_property
+    def adapter(self) -> LoraAdapter | None:
+        """The pair's LoRA in the reference's module names."""
+        return None if self.pair.lora is None else self.pair.lora(self.build, self.reference.model)
+
+    @cached_property
+    def native_adapter(self) -> LoraAdapter:
+        """The pair's LoRA carried to the native's module names."""
+        assert self.adapter is not None
+        shapes = [{k: v.shape for k, v in tensors_of(s.model).items()} for s in (self.reference, self.native)]
+        return map_adapter(self.adapter, self.pair.key_map(self.build), shapes[0], shapes[1])
+
+    @contextmanager
+    def lora(self, on: bool) -> Iterator[None]:
+        """Put the LoRA on both sides, each in its own way, while the context is open."""
+        if not on:
+            yield
+            return
+        assert self.adapter is not None
+        with ExitStack() as stack:
+            for side, adapter in ((self.reference, self.adapter), (self.native, self.native_adapter)):
+                put = side.side.apply_lora or applied
+                stack.enter_context(put(side.model, adapter))
+            yield
+
+    def inputs(self, seed: int) -> dict[str, Any]:
+        """Return the inputs of a draw, on the build's device."""
+        drawn = self.pair.inputs(self.build, seed)
+        return {k: v.to(self.build.device) if isinstance(v, Tensor) else v for k, v in drawn.items()}
+
+    def close(self) -> None:
+        """Leave what surrounds the sides (process groups, environment)."""
+        self._open.close()
+
+
+@contextmanager
+def opened(pair: ModelPair, build: Build) -> Iterator[PairSession]:
+    """Open a session and close it."""
+    session = PairSession(pair, build)
+    try:
+        yield session
+    finally:
+        session.close()
+
+
+def weight_differences(weights: Mapping[str, WeightComparison]) -> list[str]:
+    """Word every weight that differs, swaps first."""
+    found = sorted((c for c in weights.values() if c.differs), key=lambda c: (c.swapped_with is None, c.native_key))
+    return [
+        f"{c.native_key} holds what should be {c.swapped_with}" if c.swapped_with
+        else f"{c.native_key} differs from the mapped reference by {c.rel_l2:.1e}"
+        for c in found
+    ]  # fmt: skip
+
+
+__all__ = ["LoadedSide", "PairSession", "nullcontext", "opened", "weight_differences"]

@@ -1,0 +1,1 @@
+"""Weights: tensor sources, key maps and their coverage."""

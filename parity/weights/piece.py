@@ -1,0 +1,107 @@
+"""`Piece`: the rows or columns one reference tensor gives to one native tensor.
+
+Letters in shapes: I, J sizes of dim 0 and 1 of a weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Source(NamedTuple):
+    """Where a part of a native tensor comes from: `reference_key` cut to `[start, stop)` along `dim`."""
+
+    reference_key: str
+    dim: int
+    start: int
+    stop: int
+    transpose: bool
+    permute: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One cut of a reference tensor and its place in a native tensor.
+
+    The native's `[native_start, native_stop)` along `native_dim` is the reference's `[start, stop)` along `dim`,
+    then transposed, then with row `i` taken from row `permute[i]`, then (with `reshape`) given the native's shape.
+    """
+
+    reference: str
+    native: str
+    dim: int
+    start: int
+    stop: int
+    transpose: bool = False
+    permute: tuple[int, ...] | None = None
+    native_dim: int = 0
+    native_start: int = 0
+    native_stop: int = 0
+    reshape: bool = False
+
+    @property
+    def source(self) -> Source:
+        """The six fields that say where the values come from."""
+        return Source(self.reference, self.dim, self.start, self.stop, self.transpose, self.permute)
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """Cut, transpose and permute the reference tensor; a view unless rows are permuted.
+
+        Shapes: tensor [I, J, ...] to [stop - start, J, ...], or [J, stop - start] transposed.
+        """
+        value = self.cut_of(tensor)
+        value = value.transpose(0, 1) if self.transpose else value
+        return value if self.permute is None else value.index_select(0, _index(self.permute, value))
+
+    def give_back(self, part: Tensor) -> Tensor:
+        """Undo `take`: from the native's part to the reference's cut.
+
+        Shapes: part as `take` returns it.
+        """
+        if self.permute is not None:
+            part = part.index_select(0, torch.argsort(_index(self.permute, part)))
+        return part.transpose(0, 1) if self.transpose else part
+
+    def part_of(self, native: Tensor) -> Tensor:
+        """Return the view of the native tensor (in its shape before any reshape) this piece fills."""
+        if not native.ndim:
+            return native
+        return native.narrow(self.native_dim, self.native_start, self.native_stop - self.native_start)
+
+    def cut_of(self, reference: Tensor) -> Tensor:
+        """Return the view of the reference tensor this piece reads."""
+        return reference.narrow(self.dim, self.start, self.stop - self.start) if reference.ndim else reference
+
+
+def _index(permute: Sequence[int], like: Tensor) -> Tensor:
+    return torch.tensor(permute, device=like.device)
+
+
+def assemble(pieces: Sequence[Piece], reference: Mapping[str, Tensor], shape: torch.Size | None = None) -> Tensor:
+    """Build one native tensor from its pieces; a view of the reference where one piece is enough.
+
+    Shapes: `shape`, or what the pieces give when None.
+    """
+    parts = [piece.take(reference[piece.reference]) for piece in pieces]
+    value = parts[0] if len(parts) == 1 else torch.cat(parts, dim=pieces[0].native_dim)
+    return value.reshape(shape) if shape is not None and pieces[0].reshape else value
+
+
+def disassemble(pieces: Sequence[Piece], native: Tensor, shapes: Mapping[str, torch.Size]) -> list[Tensor]:
+    """Return the parts of a native tensor that its pieces fill, as views where a reshape allows.
+
+    Shapes: native in the native's own shape; `shapes` are the reference's.
+    """
+    plain = native.reshape(assembled_shape(pieces, shapes)) if pieces[0].reshape else native
+    return [piece.part_of(plain) for piece in pieces]
+
+
+def assembled_shape(pieces: Sequence[Piece], shapes: Mapping[str, torch.Size]) -> torch.Size:
+    """Return the shape `assemble` gives before any reshape, without touching data."""
+    meta = {p.reference: torch.empty(shapes[p.reference], device="meta") for p in pieces}
+    return assemble(pieces, meta).shape
