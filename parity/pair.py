@@ -64,9 +64,7 @@ class Side:
         around_session: what surrounds a session (environment before import, process group).
         apply_lora: puts an adapter (in this side's own module names) on the model while the context is open.
             None: the unmerged default of `parity.lora.apply`.
-        prepare: called once before `build` is first used, before any import of the side's code.
-        attention: attention backend in words where the side itself knows; else what really ran is read off the trace.
-        constants: names of tensors built in `__init__` that count as roots beyond parameters, buffers and attributes.
+        substitutes: what stands in for third-party parts that are not here, as of now; shown in every report.
     """
 
     name: str
@@ -77,6 +75,7 @@ class Side:
     around_call: Callable[[nn.Module, Inputs], AbstractContextManager[Any]] = lambda model, inputs: nullcontext()
     around_session: Callable[[], AbstractContextManager[Any]] = nullcontext
     apply_lora: Callable[[nn.Module, LoraAdapter], AbstractContextManager[Any]] | None = None
+    substitutes: Callable[[], list[str]] = list
 
 
 @dataclass(frozen=True)
@@ -89,6 +88,7 @@ class ModelPair:
         key_map: from a `Build` to the rules from reference to native keys.
         taps: from a `Build` to the taps in execution order, the last one `final_output`. Must not build a model.
         inputs: from a `Build` and a seed to the inputs both sides are called with.
+        variants: further kinds of inputs by name (image conditioning, a batch of two); each is a case of its own.
         lora: from a `Build` and the reference model to an adapter in the reference's module names; None: no LoRA cases.
         load: copies the reference's weights into the native; None: through the key map.
         sizes: names `Build.size` may take, the first is the default.
@@ -103,6 +103,7 @@ class ModelPair:
     key_map: Callable[[Build], KeyMap]
     taps: Callable[[Build], tuple[Tap, ...]]
     inputs: Callable[[Build, int], dict[str, Any]]
+    variants: Mapping[str, Callable[[Build, int], dict[str, Any]]] = field(default_factory=dict)
     lora: Callable[[Build, nn.Module], LoraAdapter] | None = None
     load: Callable[[nn.Module, nn.Module], None] | None = None
     sizes: tuple[str, ...] = ("tiny",)

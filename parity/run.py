@@ -34,6 +34,7 @@ class Options:
         twins: lattice twins a draw.
         shadow_dtype: float64, or float32 for GPUs with slow float64.
         singles: taps whose impact is computed alone, besides jointly per kind.
+        variant: the pair's kind of inputs; "" is its default.
     """
 
     seed: int = 0
@@ -41,6 +42,7 @@ class Options:
     twins: int = 3
     shadow_dtype: torch.dtype = torch.float64
     singles: int = 8
+    variant: str = ""
 
 
 @dataclass
@@ -98,7 +100,7 @@ class _Draw:
 
     def __init__(self, session: PairSession, lora: bool, seed: int, options: Options) -> None:
         self.session, self.options = session, options
-        self.inputs: Inputs = session.inputs(seed)
+        self.inputs: Inputs = session.inputs(seed, options.variant)
         self.seconds: dict[str, float] = {}
         self.observer: list[str] = []
         self._run(seed)
@@ -111,7 +113,7 @@ class _Draw:
         s, taps = self.session, self.session.taps
         reference, native = s.reference.runner(taps), s.native.runner(taps)
         started = time.perf_counter()
-        _learn_once(s, self.inputs)
+        s.learn_constants(self.inputs)
         self.free_reference, self.free_native = reference.run(self.inputs), native.run(self.inputs)
         self._timed("plain", started)
         coarser = {name: v.dtype for name, v in self.free_native.values.items() if v.dtype.is_floating_point}
@@ -203,15 +205,6 @@ class _Draw:
         return delta
 
 
-def _learn_once(session: PairSession, inputs: Inputs) -> None:
-    if getattr(session, "_learned", False):
-        return
-    for side in (session.reference, session.native):
-        runner = side.runner(())
-        side.learn_constants(lambda runner=runner: runner.call(runner.model, inputs))  # type: ignore[misc]
-    session._learned = True  # type: ignore[attr-defined]
-
-
 def _aligned(tap: Tap, native: Tensor, shape: torch.Size) -> Tensor:
     """Bring a native value to the reference's layout.
 
@@ -245,6 +238,10 @@ def _settle_impacts(
     taps = {t.name: t for t in session.taps}
     for kind in dict.fromkeys(f.kind for f in different):
         members = [f.name for f in different if f.kind == kind]
+        if not all(taps[n].replace or n == OUTPUT for n in members):
+            for name in members:
+                settle(judged[name], None, limits)
+            continue
         joint = impact.of([Nudge(taps[n], draw.delta(taps[n])) for n in members])
         for number, name in enumerate(members):
             alone = joint

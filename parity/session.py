@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from parity.errors import ModelFailed, ParityError
 from parity.execution.passes import Runner
-from parity.execution.roots import build_with_constants, constants_of, exact_constants, roots_of
+from parity.execution.roots import EXACT_ABOVE, build_remembering, pruned, roots_of
 from parity.execution.shadow import Shadow
+from parity.execution.storage import ShadowTable
 from parity.execution.tap import Inputs, Tap
 from parity.lora.adapter import LoraAdapter
 from parity.lora.apply import applied
@@ -25,12 +26,12 @@ from parity.weights.load import WeightComparison, finer_sources, load_native, te
 
 @dataclass
 class LoadedSide:
-    """One side, built. `exact` holds constants with their exact values, by `id` of the tensor."""
+    """One side, built. `memory` holds the exact values of tables made while building and in the first call."""
 
     label: str
     side: Side
     model: nn.Module
-    constants: list[tuple[Tensor, Tensor]]
+    memory: list[ShadowTable]
     finer: dict[int, Tensor] = field(default_factory=dict)
 
     def runner(self, taps: tuple[Tap, ...]) -> Runner:
@@ -39,19 +40,15 @@ class LoadedSide:
 
     def shadow(self, make: Callable[..., Shadow], inputs: Inputs, **options: Any) -> Shadow:
         """Make a shadow whose roots are the model's and the inputs, with every finer value that is known."""
-        exact = {id(t): high for t, high in self.constants}
-        return make(roots=roots_of(self.model, dict(inputs)), finer={**exact, **self.finer}, **options)
+        for table in self.memory:
+            pruned(table, self.model)
+        return make(roots=roots_of(self.model, dict(inputs)), finer=self.finer, memory=self.memory, **options)
 
-    def learn_constants(self, run: Callable[[], Any]) -> None:
+    def learn_constants(self, inputs: Inputs) -> None:
         """Run a forward once under a shadow, for tables that are made and cached in the first call."""
-        before = {id(t) for t in constants_of(self.model)}
-        shadow = Shadow(roots=roots_of(self.model), exact_above=1 << 22)
-        with torch.no_grad(), shadow:
-            run()
-        known = {id(t) for t, _ in self.constants}
-        self.constants += [
-            (t, high) for t, high in exact_constants(self.model, shadow) if id(t) not in before and id(t) not in known
-        ]
+        shadow = self.shadow(Shadow, inputs, exact_above=EXACT_ABOVE)
+        self.runner(()).run(inputs, None, shadow)
+        self.memory.append(shadow.table)
 
 
 class PairSession:
@@ -66,6 +63,7 @@ class PairSession:
     def __init__(self, pair: ModelPair, build: Build) -> None:
         self.pair, self.build = pair, build
         self.taps = pair.taps(build)
+        self._learned = False
         self._open = ExitStack()
         try:
             self._open.enter_context(pair.reference.around_session())
@@ -80,12 +78,12 @@ class PairSession:
 
     def _load(self, label: str, side: Side) -> LoadedSide:
         try:
-            model, constants = build_with_constants(lambda: side.build(self.build))
+            model, memory = build_remembering(lambda: side.build(self.build))
         except ParityError:
             raise
         except Exception as error:
             raise ModelFailed(f"the {label} {side.name!r} does not build: {type(error).__name__}: {error}") from error
-        return LoadedSide(label, side, model.eval(), constants)
+        return LoadedSide(label, side, model.eval(), [memory])
 
     def _check_unshared(self) -> None:
         """Both sides must not run the same code or hold the same memory: a comparison with itself proves nothing."""
@@ -137,10 +135,18 @@ class PairSession:
                 stack.enter_context(put(side.model, adapter))
             yield
 
-    def inputs(self, seed: int) -> dict[str, Any]:
+    def inputs(self, seed: int, variant: str = "") -> dict[str, Any]:
         """Return the inputs of a draw, on the build's device."""
-        drawn = self.pair.inputs(self.build, seed)
+        draw = self.pair.variants[variant] if variant else self.pair.inputs
+        drawn = draw(self.build, seed)
         return {k: v.to(self.build.device) if isinstance(v, Tensor) else v for k, v in drawn.items()}
+
+    def learn_constants(self, inputs: Inputs) -> None:
+        """Learn the exact values of tables cached in the first call; once a session."""
+        if not self._learned:
+            self._learned = True
+            self.reference.learn_constants(inputs)
+            self.native.learn_constants(inputs)
 
     def close(self) -> None:
         """Leave what surrounds the sides (process groups, environment)."""
@@ -165,6 +171,3 @@ def weight_differences(weights: Mapping[str, WeightComparison]) -> list[str]:
         else f"{c.native_key} differs from the mapped reference by {c.rel_l2:.1e}"
         for c in found
     ]  # fmt: skip
-
-
-__all__ = ["LoadedSide", "PairSession", "nullcontext", "opened", "weight_differences"]

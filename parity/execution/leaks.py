@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from parity.execution.shadow import Shadow
 
 _OUT = {Tensor.tolist: "tolist", Tensor.numpy: "numpy", Tensor.__array__: "numpy"}
-_IN = {torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, Tensor.new_tensor}
+_IN = {torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor}
 _OURS = ("parity/execution/", "/torch/")
 
 
@@ -28,6 +28,22 @@ class LeakWatch(TorchFunctionMode):
     def __init__(self, shadow: Shadow) -> None:
         super().__init__()
         self._shadow = shadow
+
+    def __enter__(self) -> LeakWatch:
+        # `torch.from_numpy` is the one door that function modes do not see.
+        self._from_numpy = torch.from_numpy
+        torch.from_numpy = self._watched_from_numpy
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
+        torch.from_numpy = self._from_numpy
+
+    def _watched_from_numpy(self, array: Any) -> Tensor:
+        out: Tensor = self._from_numpy(array)
+        self._entered(out, (None,), {})
+        return out
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from parity.execution.shadow import Shadow
-from parity.execution.storage import BITS, real_dtype
+from parity.execution.storage import BITS, ShadowTable, real_dtype
 
-_EXACT_ABOVE = 1 << 22
+EXACT_ABOVE = 1 << 22
 """Elements above which a tensor made while building is a weight, not a table: taken as exact, not shadowed."""
 
 
@@ -41,38 +41,41 @@ def roots_of(model: nn.Module, inputs: Any = None) -> list[Tensor]:
     return [*model.parameters(), *constants_of(model), *tensors_in(inputs)]
 
 
-def build_with_constants(build: Callable[[], nn.Module]) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+def build_remembering(build: Callable[[], nn.Module]) -> tuple[nn.Module, ShadowTable]:
     """Build a model under a shadow, so that tables made in `__init__` keep their exact values.
 
     Returns:
-        The model, and its constants with their exact values.
+        The model, and the shadows of what is still alive, its parameters excepted.
     """
-    shadow = Shadow(exact_above=_EXACT_ABOVE)
+    shadow = Shadow(exact_above=EXACT_ABOVE)
     with shadow:
         model = build()
-    return model, exact_constants(model, shadow)
+    pruned(shadow.table, model)
+    return model, shadow.table
 
 
-def exact_constants(model: nn.Module, shadow: Shadow) -> list[tuple[Tensor, Tensor]]:
-    """Pair the model's constants with their exact values, where a shadow pass saw them made."""
-    found = []
+def pruned(table: ShadowTable, model: nn.Module) -> None:
+    """Forget the shadows of parameters, and of tables that someone has written since."""
+    for parameter in model.parameters():
+        table.entries.pop(parameter.untyped_storage()._cdata, None)
     with torch.no_grad():
         for constant in constants_of(model):
             if constant.is_floating_point() or constant.is_complex():
-                high = shadow.history(constant)
-                if high is not None and is_rounded_from(constant, high):
-                    found.append((constant, high))
-    return found
+                entry = table.find(constant)
+                if entry is not None and not is_rounded_from(constant, table.read(constant, entry)):
+                    del table.entries[constant.untyped_storage()._cdata]
 
 
 def is_rounded_from(low: Tensor, high: Tensor) -> bool:
-    """Say whether low values are within a few roundings of the high ones: not written by anyone since.
+    """Say whether low values are what a few roundings make of the high ones: not written by anyone since.
 
-    A table is a few ops long: its own rounding error is some units in the last place of its largest intermediate
-    values (the angle of a RoPE table reaches thousands), so the margin is wide; a later write is wider still.
+    A table is a few float32 ops long, and the angle of a RoPE table reaches thousands: the margin is one rounding to
+    the stored dtype and some thousand float32 units of the largest value. A later write is farther off.
     """
+    if not high.numel():
+        return True
     if high.isnan().any():
         return False
-    unit = 2.0 ** -BITS[real_dtype(low.dtype)]
-    scale = max(1.0, float(high.abs().max())) if high.numel() else 1.0
-    return bool(((low.to(high.dtype) - high).abs() <= 4096 * unit * scale).all())
+    stored = 2.0 ** -(BITS[real_dtype(low.dtype)] - 1)
+    slack = 4096 * 2.0**-24 * max(1.0, float(high.abs().max()))
+    return bool(((low.to(high.dtype) - high).abs() <= stored * high.abs() + slack).all())

@@ -8,7 +8,7 @@ values are those of the plain forward, bit for bit; and a shadow that cannot be 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,7 +35,9 @@ class Shadow(TorchDispatchMode):
         finer: more precise values of some roots (a float32 weight where the model stores its bfloat16 cast).
         dtype: shadow dtype; float32 for GPUs with slow float64. What is float64 in the model stays float64.
         decisions: records what floats decided (routing, masks), or replays another run's.
-        roots_until: build mode: outputs above this many elements are taken as exact instead of shadowed.
+        exact_above: build mode: outputs above this many elements are taken as exact instead of shadowed.
+        memory: shadows that earlier passes gave to what is still alive: tables made in `__init__` or a first call.
+        as_stored: take those tables at their stored values instead.
 
     Attributes:
         events: what made shadows untrusted, with the line of the model and how often.
@@ -52,6 +54,8 @@ class Shadow(TorchDispatchMode):
         dtype: torch.dtype = torch.float64,
         decisions: Decisions | None = None,
         exact_above: int | None = None,
+        memory: Sequence[ShadowTable] = (),
+        as_stored: bool = False,
     ) -> None:
         super().__init__()
         self.table = ShadowTable(dtype)
@@ -62,6 +66,7 @@ class Shadow(TorchDispatchMode):
         self._roots: dict[int, Tensor] = {}
         self._finer: dict[int, tuple[Tensor, Tensor]] = {}
         self._exact_above = exact_above
+        self._memory, self._as_stored = tuple(memory), as_stored
         self._work: list[Tensor] = []
         self._slot = 0
         self._leak: str | None = None
@@ -117,12 +122,7 @@ class Shadow(TorchDispatchMode):
     def knows(self, tensor: Tensor) -> bool:
         """Say whether the tensor's storage has a shadow or is a root."""
         key = tensor.untyped_storage()._cdata
-        return key in self.table.entries or key in self._roots
-
-    def history(self, tensor: Tensor) -> Tensor | None:
-        """Return a copy of the shadow values a pass gave the tensor; None where it never saw it made."""
-        entry = self.table.find(tensor) if _shadowable(tensor) else None
-        return None if entry is None or entry.flat is None else self._high(tensor).clone()
+        return key in self.table.entries or key in self._roots or any(key in t.entries for t in self._memory)
 
     def is_exact(self, tensor: Tensor) -> bool:
         """Say whether a tensor's low values are its high values."""
@@ -190,8 +190,7 @@ class Shadow(TorchDispatchMode):
     def _needs_shadow(self, out: Tensor) -> bool:
         if not is_float(out) or not _shadowable(out):
             return False
-        key = out.untyped_storage()._cdata
-        if key in self.table.entries or key in self._roots:
+        if self.knows(out):
             return False  # an alias of something that has one
         return self._exact_above is None or out.numel() <= self._exact_above
 
@@ -318,9 +317,13 @@ class Shadow(TorchDispatchMode):
     def _writable(self, tensor: Tensor, whole: bool) -> Tensor:
         entry = self.table.find(tensor)
         if entry is None:
-            root = self._roots.get(tensor.untyped_storage()._cdata)
+            key = tensor.untyped_storage()._cdata
+            root = self._roots.get(key)
+            remembered = next((t.entries[key] for t in self._memory if key in t.entries), None)
             entry = self.table.new(tensor)
-            if root is None:
+            if remembered is not None and not self._as_stored:
+                low: Any = self._copy_of(remembered)
+            elif root is None:
                 self._stray(tensor)
                 low = None if whole else self._nan
             else:
@@ -374,6 +377,10 @@ class Shadow(TorchDispatchMode):
         entry = self.table.entries.get(key)
         if entry is not None:
             return self.table.read(tensor, entry)
+        for table in self._memory:
+            remembered = table.entries.get(key)
+            if remembered is not None:
+                return self._up(tensor) if self._as_stored else table.read(tensor, remembered).to(self._high_dtype(tensor))
         if key in self._roots:
             return self._root(key, tensor)
         return self._stray(tensor)

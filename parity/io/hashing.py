@@ -24,7 +24,7 @@ def hash_weights(weights: Mapping[str, Tensor] | TensorSource) -> str:
         value = source.get_tensor(key).detach()
         digest.update(f"{key}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
         for part in _chunks(value):
-            digest.update(part.reshape(-1).cpu().view(torch.uint8).numpy().data)
+            digest.update(part.reshape(-1).contiguous().cpu().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -20,7 +20,7 @@ def describe_source(module_name: str, distribution: str | None = None, checkout_
     """Return what a record keeps of a source: module, version, commit, dirty, file and digest.
 
     `file` is relative to the checkout or to the folder of the top package, never absolute; `digest` is the module
-    file's blake2b. `commit` and `dirty` are None without a checkout.
+    file's blake2b. `commit` and `dirty` are None without a checkout. Packages above the module are imported.
 
     Raises:
         SourceMissing: the module cannot be found, or the variable is set and names no folder.

@@ -42,7 +42,7 @@ class Excess:
     @property
     def ratio(self) -> float:
         """Native over reference, both as root mean squares; the number people read."""
-        return _ratio(self.native, self.pooled if self.twins else self.reference)
+        return _ratio(self.native, self.reference or self.pooled)
 
     @property
     def up(self) -> float:

@@ -95,7 +95,8 @@ class _Test:
 
 def judge(facts: Sequence[TapFacts], draws: Sequence[Mapping[str, Evidence]], limits: Limits) -> dict[str, Judged]:
     """Judge every tap from the evidence of all draws; impact is filled in later by `settle`."""
-    token_rows = max((e.rows + e.excluded for d in draws for e in d.values()), default=0)
+    inner = {f.name for f in facts if f.block} or {f.name for f in facts}
+    token_rows = max((e.rows + e.excluded for d in draws for n, e in d.items() if n in inner), default=0)
     tests = {f.name: _tests(f, [d[f.name] for d in draws if f.name in d], limits) for f in facts}
     pooled = _pooled(facts, tests, limits)
     singles = {name: [t for t in ts if t.exceeds(limits.z)] for name, ts in tests.items()}
@@ -260,7 +261,8 @@ def _blind(
     """Say where the method cannot see a lost island: structured reference rounding, too few tokens or channels."""
     worst = max(e.coherence for e in found)
     rows = sum(e.rows / e.groups for e in found) / len(found)
-    is_island = max(e.rows for e in found) < limits.island_rows * token_rows
+    # A tap of a few rows, or outside the blocks, is an island of its own: its whole rounding is judged.
+    is_island = not f.block or max(e.rows for e in found) < limits.island_rows * token_rows
     if not is_island and worst > limits.coherence:
         return Judged(
             f.name, VerdictClass.NOT_JUDGED,

@@ -1,0 +1,58 @@
+# Every target sets up what it needs. Variables: PYTHON (python3), PIP_ARGS (an index, say), ARGS (to pytest).
+PYTHON ?= python3
+PIP_ARGS ?=
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+LOCK = requirements/lock$(shell $(PYTHON) -c 'import sys; print("-py310" if sys.version_info < (3, 11) else "")').txt
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup parity test lint third-party bench-shadow method-table findings clean
+
+help: ## print the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make .venv with the pinned set and this project, once
+
+$(READY): requirements/lock.txt requirements/lock-py310.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "$(PYTHON) is not Python 3.10 or later; name one with: make PYTHON=python3.12"; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { \
+	  echo "no virtual environment could be made; on Debian: apt-get install python3-venv"; exit 2; }
+	@echo "installing $(LOCK) into $(VENV), once; this takes some minutes"
+	@$(PIP) --requirement $(LOCK)
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $(READY)
+
+parity: $(READY) ## judge the bundled pair, block by block, LoRA off and on
+	$(BIN)/pytest -m parity -k "longcat and not longcat_fastvideo" $(ARGS) tests/suite
+
+test: $(READY) ## run every test; gets the one third-party source they need
+	$(BIN)/python scripts/unpack_third_party.py wan22
+	$(BIN)/pytest $(ARGS)
+
+lint: $(READY) ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+third-party: $(READY) ## unpack every third-party source below .third_party/
+	$(BIN)/python scripts/unpack_third_party.py
+
+bench-shadow: $(READY) ## measure time and memory of shadow execution; writes benchmarks/results/shadow.md
+	$(BIN)/python benchmarks/bench_shadow.py $(ARGS)
+
+# The scripts below are run where they exist.
+method-table: $(READY) ## make the table of docs/method.md
+	@test -f scripts/method_table.py || { echo "scripts/method_table.py is not part of this checkout"; exit 2; }
+	$(BIN)/python scripts/method_table.py $(ARGS)
+
+findings: $(READY) ## make the records behind docs/findings/
+	@test -f scripts/findings.py || { echo "scripts/findings.py is not part of this checkout"; exit 2; }
+	$(BIN)/python scripts/findings.py $(ARGS)
+
+clean: ## remove what the targets made, .venv and third-party sources included
+	rm -rf $(VENV) .third_party .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

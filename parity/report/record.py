@@ -1,0 +1,117 @@
+"""Run records: what JSON holds. `docs/record.md` describes the schema."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from parity.numerics.evidence import Evidence
+from parity.numerics.limits import VERSION as LIMITS_VERSION
+from parity.numerics.limits import Limits
+from parity.numerics.rounding import Excess
+from parity.numerics.verdict import Judged, VerdictClass
+
+SCHEMA = "parity-record/1"
+_OUTCOMES = ("failed", "warned", "passed", "not judged", "skipped", "error")
+
+
+def outcome_of(judged: Judged) -> str:
+    """Return what a verdict does to a run: `failed`, `warned`, `passed` or `not judged`."""
+    if judged.fails:
+        return "failed"
+    if judged.cls is VerdictClass.NOT_JUDGED:
+        return "not judged"
+    return "warned" if judged.cls is VerdictClass.DROWNED else "passed"
+
+
+def case_record(
+    *, case_id: str, pair: str, state: str, judged: Judged, draws: Sequence[Evidence], limits: Limits,
+    paths: tuple[str, str], drift: float, first: str | None, likely: Sequence[str],
+) -> dict[str, Any]:  # fmt: skip
+    """Return the record of one case; numbers are the worst over draws."""
+    worst = max(draws, key=lambda e: (e.logic_error, e.metrics.rel_l2)) if draws else None
+    return {
+        "id": case_id,
+        "pair": pair,
+        "state": state,
+        "tap": judged.name,
+        "reference_path": paths[0],
+        "native_path": paths[1],
+        "verdict": judged.cls.value,
+        "outcome": outcome_of(judged),
+        "logic": judged.logic,
+        "precision": {1: "less precise", -1: "more precise", 0: "as precise"}[judged.direction],
+        "amber": judged.amber,
+        "reasons": list(judged.reasons),
+        "likely": list(likely),
+        "first_different": first,
+        "logic_error": worst.logic_error if worst else None,
+        "logic_limit": limits.logic_error,
+        "rounding_excess": _excesses(draws),
+        "shown_by": judged.projection,
+        "impact": judged.impact,
+        "impact_limit": limits.felt,
+        "drift": drift,
+        "reference_dtype": worst.reference_dtype if worst else None,
+        "native_dtype": worst.native_dtype if worst else None,
+        "excess_after_rounding_both": worst.rounded if worst else None,
+        "rows": [e.rows for e in draws],
+        "excluded_rows": [e.excluded for e in draws],
+        "coherence": max((e.coherence for e in draws), default=None),
+        "reference_noise": worst.noise if worst else None,
+        "metrics": worst.metrics.as_dict() if worst else None,
+    }
+
+
+def _excesses(draws: Sequence[Evidence]) -> dict[str, dict[str, float]]:
+    found: dict[str, list[Excess]] = {}
+    for draw in draws:
+        for name, excess in draw.excesses.items():
+            found.setdefault(name, []).append(excess)
+    return {
+        name: {
+            "ratio": sum(x.ratio for x in xs) / len(xs),
+            "se": (sum(x.se**2 for x in xs) ** 0.5) / len(xs),
+            "freedom": sum(x.freedom for x in xs) / len(xs),
+        }
+        for name, xs in found.items()
+    }
+
+
+def run_record(
+    environment: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]], cases: Sequence[Mapping[str, Any]],
+    created: str, complete: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """Return a whole record. `pairs`: one entry per pair and state, what both have in common; `cases`: by id."""
+    return {
+        "schema": SCHEMA,
+        "created": created,
+        "complete": complete,
+        "environment": dict(environment),
+        "limits_version": LIMITS_VERSION,
+        "pairs": sorted((dict(p) for p in pairs), key=lambda p: (str(p["pair"]), str(p["state"]))),
+        "cases": [dict(c) for c in sorted(cases, key=lambda c: (str(c["pair"]), str(c["state"]), c.get("order", 0)))],
+        "summary": summary_of(cases),
+    }
+
+
+def summary_of(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Count outcomes and verdict classes."""
+    outcomes = Counter(str(c["outcome"]) for c in cases)
+    return {
+        "cases": len(cases),
+        "outcomes": {name: outcomes.get(name, 0) for name in _OUTCOMES},
+        "verdicts": dict(sorted(Counter(str(c["verdict"]) for c in cases).items())),
+    }
+
+
+def limits_record(limits: Limits) -> dict[str, Any]:
+    """Return the limits in force."""
+    return asdict(limits)
+
+
+def false_alarm_rate(limits: Limits, tests: int) -> float:
+    """State the probability that a run of this many single tests turns one tap amber by chance."""
+    return 1.0 - (1.0 - limits.false_alarm_per_test) ** tests
