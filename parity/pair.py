@@ -94,6 +94,8 @@ class ModelPair:
         sizes: names `Build.size` may take, the first is the default.
         dtypes: storage dtypes the pair is meant for, the first is the default.
         declared: taps whose known approximation is allowed, with the reason (logic is off there, and said).
+        known: precision differences that are known and accepted, by tap or kind of tap, with the reason. A case that
+            differs in precision there is an expected failure; a difference of logic is never accepted this way.
         draws: how many seeds are pooled by default.
     """
 
@@ -109,4 +111,5 @@ class ModelPair:
     sizes: tuple[str, ...] = ("tiny",)
     dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float32)
     declared: Mapping[str, str] = field(default_factory=dict)
+    known: Callable[[Build], Mapping[str, str]] = lambda build: {}
     draws: int = 1

@@ -64,6 +64,8 @@ class StateResult:
     tokens: int
     seconds: dict[str, float]
     limits: Limits = field(default_factory=Limits)
+    dtypes: dict[str, tuple[Mapping[str, int], Mapping[str, int]]] = field(default_factory=dict)
+    """Per tap, in which dtypes each side ran the ops of the segment that ends there."""
 
     @property
     def first_different(self) -> str | None:
@@ -283,6 +285,7 @@ def _result(
         tokens=max((e.rows for e in first.evidence.values()), default=0),
         seconds=dict(seconds),
         limits=limits,
+        dtypes={f.name: (first.reference.segment_before(f.name), first.native.segment_before(f.name)) for f in facts},
     )
 
 

@@ -156,6 +156,7 @@ class _Recorder:
         if self.shadow is not None:
             trace.events, trace.kernels, trace.ops = Counter(self.shadow.events), self.shadow.kernels, self.shadow.ops
             trace.decisions = self.shadow.decisions
+            trace.dtypes = self.shadow.dtypes
         return trace
 
 

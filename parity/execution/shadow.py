@@ -19,7 +19,7 @@ from parity.execution.decisions import Decisions
 from parity.execution.equivalents import Call
 from parity.execution.leaks import LeakWatch, caller_line
 from parity.execution.rules import Rule, is_draw, rule_of
-from parity.execution.storage import Entry, ShadowTable, geometry, is_float, real_dtype, view_like
+from parity.execution.storage import BITS, Entry, ShadowTable, geometry, is_float, real_dtype, view_like
 
 NAN = float("nan")
 _WIDE = {torch.float64: torch.complex128, torch.float32: torch.complex64}
@@ -42,6 +42,7 @@ class Shadow(TorchDispatchMode):
     Attributes:
         events: what made shadows untrusted, with the line of the model and how often.
         kernels: how often each attention op ran.
+        dtypes: per segment, named by the tap it starts at, how often each op ran in which dtype ("addmm float32").
         ops: how many ops were shadowed.
     """
 
@@ -62,6 +63,8 @@ class Shadow(TorchDispatchMode):
         self.decisions = decisions or Decisions()
         self.events: Counter[str] = Counter()
         self.kernels: Counter[str] = Counter()
+        self.dtypes: dict[str, Counter[str]] = {}
+        self._segment: Counter[str] = self.dtypes.setdefault("", Counter())
         self.ops = 0
         self._roots: dict[int, Tensor] = {}
         self._finer: dict[int, tuple[Tensor, Tensor]] = {}
@@ -112,6 +115,7 @@ class Shadow(TorchDispatchMode):
     def begin_segment(self, name: str) -> None:
         """Start the segment that ends at the next tap: leaks of the last one no longer count."""
         self._leak = None
+        self._segment = self.dtypes.setdefault(name, Counter())
         self.decisions.begin_segment(name)
 
     def leak(self, what: str) -> None:
@@ -208,6 +212,7 @@ class Shadow(TorchDispatchMode):
 
     def _compute(self, rule: Rule, func: Any, args: Any, kwargs: Any, out: Any, outs: list[Tensor]) -> None:
         self.ops += 1
+        self._segment[rule.short + _DTYPE_NAMES.get(outs[0].dtype, " other")] += 1
         try:
             highs = self._high_outputs(rule, func, args, kwargs, out)
         except (RuntimeError, NotImplementedError, TypeError, IndexError) as error:
@@ -522,6 +527,7 @@ _CONSTANTS: dict[str, float | None] = {
     "full": None, "full_like": None, "new_full": None,
 }  # fmt: skip
 _STEPS = frozenset({"floor", "ceil", "trunc", "round", "sign", "sgn", "heaviside", "floor_divide"})
+_DTYPE_NAMES = {d: f" {str(d).removeprefix('torch.')}" for d in (*BITS, torch.complex64, torch.complex128)}
 _QUANTISERS = frozenset({"round", "clamp", "clamp_min", "clamp_max", "hardtanh"})
 _OVERWRITES = frozenset({"copy_", "fill_", "zero_"})
 

@@ -51,6 +51,12 @@ class Trace:
     decisions: Decisions = field(default_factory=Decisions)
     dtypes: dict[str, Counter[str]] = field(default_factory=dict)
 
+    def segment_before(self, tap: str) -> Counter[str]:
+        """Return the ops of the segment that ends at a tap, by dtype."""
+        names = list(self.values)
+        where = names.index(tap)
+        return self.dtypes.get(names[where - 1] if where else "", Counter())
+
     def first_difference(self, other: Trace) -> str | None:
         """Name the first tap whose low values differ in any bit, None where all are the same."""
         for name, value in self.values.items():

@@ -23,7 +23,8 @@ class Excess:
         native, reference: mean squares of the projected residuals.
         twins: the same of the lattice twins.
         freedom: effective degrees of freedom, estimated from the twins.
-        paired: Pitman-Morgan t of native against reference at ratio 1, components scaled to unit noise.
+        paired_correlation: of the two sides' projected residuals: what they share.
+        difference: mean square of the difference of the projected residuals.
         size: number of components.
     """
 
@@ -32,6 +33,7 @@ class Excess:
     twins: tuple[float, ...]
     freedom: float
     paired_correlation: float
+    difference: float
     size: int
 
     @property
@@ -43,6 +45,11 @@ class Excess:
     def ratio(self) -> float:
         """Native over reference, both as root mean squares; the number people read."""
         return _ratio(self.native, self.reference or self.pooled)
+
+    @property
+    def departure(self) -> float:
+        """How far the native's residual is from the reference's, relative to it: bounds |ratio - 1| with certainty."""
+        return _ratio(self.difference, self.reference)
 
     @property
     def up(self) -> float:
@@ -97,6 +104,7 @@ def _excess(n: Tensor, r: Tensor, twins: list[Tensor]) -> Excess:
         twins=tuple(_mean_square(t) for t in twins),
         freedom=freedom([r, *twins]),
         paired_correlation=_correlation(n, r),
+        difference=_mean_square(n - r),
         size=n.numel(),
     )
 

@@ -259,6 +259,8 @@ def _blind(
     pooled: Mapping[tuple[str, str], tuple[int, float, float, int]], token_rows: int, limits: Limits,
 ) -> Judged | None:  # fmt: skip
     """Say where the method cannot see a lost island: structured reference rounding, too few tokens or channels."""
+    if max(x.departure for e in found for x in e.excesses.values()) < limits.margin:
+        return None  # almost bit-exact: on no structure can the ratio be outside the margin, whatever the noise
     worst = max(e.coherence for e in found)
     rows = sum(e.rows / e.groups for e in found) / len(found)
     # A tap of a few rows, or outside the blocks, is an island of its own: its whole rounding is judged.

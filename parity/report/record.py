@@ -14,11 +14,13 @@ from parity.numerics.rounding import Excess
 from parity.numerics.verdict import Judged, VerdictClass
 
 SCHEMA = "parity-record/1"
-_OUTCOMES = ("failed", "warned", "passed", "not judged", "skipped", "error")
+_OUTCOMES = ("failed", "error", "warned", "known", "passed", "not judged", "skipped")
 
 
-def outcome_of(judged: Judged) -> str:
-    """Return what a verdict does to a run: `failed`, `warned`, `passed` or `not judged`."""
+def outcome_of(judged: Judged, known: str | None = None) -> str:
+    """Return what a verdict does to a run: `failed`, `warned`, `passed`, `known` or `not judged`."""
+    if judged.different and known is not None and not judged.logic:
+        return "known"
     if judged.fails:
         return "failed"
     if judged.cls is VerdictClass.NOT_JUDGED:
@@ -28,7 +30,8 @@ def outcome_of(judged: Judged) -> str:
 
 def case_record(
     *, case_id: str, pair: str, state: str, judged: Judged, draws: Sequence[Evidence], limits: Limits,
-    paths: tuple[str, str], drift: float, first: str | None, likely: Sequence[str],
+    paths: tuple[str, str], drift: float, first: str | None, likely: Sequence[str], known: str | None = None,
+    order: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """Return the record of one case; numbers are the worst over draws."""
     worst = max(draws, key=lambda e: (e.logic_error, e.metrics.rel_l2)) if draws else None
@@ -40,7 +43,9 @@ def case_record(
         "reference_path": paths[0],
         "native_path": paths[1],
         "verdict": judged.cls.value,
-        "outcome": outcome_of(judged),
+        "outcome": outcome_of(judged, known),
+        "known": known,
+        "order": order,
         "logic": judged.logic,
         "precision": {1: "less precise", -1: "more precise", 0: "as precise"}[judged.direction],
         "amber": judged.amber,

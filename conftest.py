@@ -1,0 +1,3 @@
+"""Everything lives in the plugin and in `fixtures/`."""
+
+pytest_plugins = ["fixtures.session"]

@@ -1,0 +1,1 @@
+"""Diagnosis: from what differs to what to change."""

@@ -1,0 +1,123 @@
+"""A run in the terminal: what was compared, under which contracts, what came out."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+_RED, _GREEN, _YELLOW, _BOLD, _PLAIN = "\033[31m", "\033[32m", "\033[33m", "\033[1m", "\033[0m"
+
+
+def render_run(record: Mapping[str, Any], width: int = 80, color: bool = False) -> str:
+    """Render a run record as text of at most `width` columns."""
+    lines: list[str] = []
+    for state in record["pairs"]:
+        cases = [c for c in record["cases"] if c["pair"] == state["pair"] and c["state"] == state["state"]]
+        lines += _state(state, cases, width, color)
+    return "\n".join(lines)
+
+
+def render_case(case: Mapping[str, Any], width: int = 80) -> str:
+    """Render one case in one line: verdict and the numbers."""
+    excess = case["rounding_excess"].get("identity", {}).get("ratio")
+    parts = [f"logic {_number(case['logic_error'])}", f"rounding {_number(excess)}"]
+    if case["impact"] is not None:
+        parts.append(f"impact {_number(case['impact'])}")
+    return f"{case['tap']:<24}{case['verdict']:<28}{'  '.join(parts)}"[:width]
+
+
+def _state(state: Mapping[str, Any], cases: list[Mapping[str, Any]], width: int, color: bool) -> list[str]:
+    rows = [
+        (f"{state['pair']} {state['state']}", _what(state)),
+        ("observer", _observer(state)),
+        ("attention", _attention(state)),
+        *_extras(state),
+        ("bit-exact", _count(cases, "bit-exact")),
+        ("verdicts", _verdicts(cases)),
+        ("chance", f"of one amber tap in this run by luck: {state['false_alarm_rate']:.1%} ({state['tests']} tests)"),
+    ]
+    if state["first_different"]:
+        rows.append(("starts at", state["first_different"]))
+    lines = []
+    for label, text in rows:
+        mark = _colored(label, text, cases) if color else ""
+        lines += _wrapped(label, text, width, mark)
+    return [*lines, ""]
+
+
+def _wrapped(label: str, text: str, width: int, mark: str) -> list[str]:
+    indent = " " * 12
+    head = f" {label:<11}" if len(label) <= 11 else f" {label}  "
+    lines = textwrap.wrap(head + text, width, subsequent_indent=indent, break_on_hyphens=False, drop_whitespace=True)
+    lines = [" " + lines[0].lstrip(), *lines[1:]] if lines else []
+    return [f"{mark}{line}{_PLAIN}" if mark else line for line in lines]
+
+
+def _colored(label: str, text: str, cases: list[Mapping[str, Any]]) -> str:
+    if label == "verdicts":
+        return _RED if any(c["outcome"] == "failed" for c in cases) else _GREEN
+    if label in ("starts at", "untrusted", "weights", "blind"):
+        return _YELLOW
+    return _BOLD if " " in label else ""
+
+
+def _what(state: Mapping[str, Any]) -> str:
+    return (
+        f"{state['shadow_dtype']} shadow, {state['dtype']} {state['size']} on {state['device']}, "
+        f"{state['tokens']:,} tokens, seed {state['seed']}, {state['draws']} draw{'s' * (state['draws'] > 1)}, "
+        f"{state['twins']} twins, {sum(state['seconds'].values()):.1f} s"
+    )
+
+
+def _observer(state: Mapping[str, Any]) -> str:
+    broken = state["observer_effect"]
+    same = "no: " + broken[0] if broken else "yes"
+    rows = max(1, state["rows"])
+    return (
+        f"plain and shadowed forward bit-identical on both sides: {same}; "
+        f"untrusted {state['untrusted_rows']} of {rows} rows; substitutes: {', '.join(state['substitutes']) or 'none'}"
+    )
+
+
+def _attention(state: Mapping[str, Any]) -> str:
+    sides = []
+    for side in ("reference", "native"):
+        names = [n.split("::")[-1].removeprefix("_scaled_dot_product_") for n in state["attention"].get(side, {})]
+        sides.append(f"{side} {', '.join(sorted(names)) or 'no fused kernel'}")
+    return ", ".join(sides)
+
+
+def _extras(state: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    if state["events"]:
+        first = max(state["events"].items(), key=lambda e: e[1])
+        rows.append(("untrusted", f"{len(state['events'])} causes, most often ({first[1]}x) {first[0]}"))
+    if state["weight_differences"]:
+        found = state["weight_differences"]
+        rows.append(("weights", f"{len(found)} differ: {'; '.join(found[:2])}"))
+    if state["blind_spots"]:
+        rows.append(("blind", "; ".join(state["blind_spots"])))
+    if state["decisions"]:
+        flips = sum(state["flips"].values())
+        unmatched = sum(state["unmatched_decisions"].values())
+        rows.append(("decisions", f"{state['decisions']} replayed, {flips} flipped, {unmatched} without counterpart"))
+    if state["absent_taps"]:
+        rows.append(("absent", "; ".join(f"{k} ({v})" for k, v in state["absent_taps"].items())))
+    return rows
+
+
+def _count(cases: list[Mapping[str, Any]], verdict: str) -> str:
+    return f"{sum(c['verdict'] == verdict for c in cases)} of {len(cases)} taps"
+
+
+def _verdicts(cases: list[Mapping[str, Any]]) -> str:
+    names = ("failed", "warned", "known", "not judged", "passed")
+    counts = [(name, sum(c["outcome"] == name for c in cases)) for name in names]
+    return ", ".join(f"{n} {name}" for name, n in counts if n)
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2g}" if isinstance(value, (int, float)) else str(value)

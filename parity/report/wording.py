@@ -1,0 +1,59 @@
+"""Words for one case: five lines at most, that a person can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def failure_text(case: Mapping[str, Any], rerun: str) -> str:
+    """Word a failed or warned case: what differs, the numbers with their limits, where it starts, why, how to rerun."""
+    lines = [f"{case['id']}: {headline(case)}", f"  {numbers(case)}", f"  {start(case)}"]
+    if case["likely"]:
+        lines.append(f"  likely: {'; '.join(case['likely'])}")
+    lines.append(f"  rerun: {rerun}")
+    return "\n".join(lines)
+
+
+def headline(case: Mapping[str, Any]) -> str:
+    """Say what kind of difference it is and whether it is felt."""
+    felt = str(case["verdict"]).split(", ")[-1]
+    if case["logic"]:
+        return f"different function, {felt}"
+    if case["precision"] != "as precise":
+        return f"native {case['precision']} than the reference, {felt}"
+    return str(case["verdict"])
+
+
+def numbers(case: Mapping[str, Any]) -> str:
+    """Give the numbers with their limits and the worst index."""
+    metrics = case["metrics"] or {}
+    parts = []
+    if case["logic_error"] is not None:
+        parts.append(f"logic_error {case['logic_error']:.1e} (limit {case['logic_limit']:.0e})")
+    rounding = next((r for r in case["reasons"] if r.startswith("rounding_excess")), None)
+    if rounding is not None:
+        parts.append(rounding.split(": the native")[0])
+    elif "identity" in case["rounding_excess"]:
+        parts.append(f"rounding_excess {case['rounding_excess']['identity']['ratio']:.3g}")
+    if case["impact"] is not None:
+        parts.append(f"impact {case['impact']:.2g} (limit {case['impact_limit']:.2f})")
+    if metrics.get("max_abs_index") is not None and not metrics.get("bit_equal"):
+        parts.append(f"worst {metrics['max_abs']:.2g} at {list(metrics['max_abs_index'])}")
+    broken = [r for r in case["reasons"] if "NaN" in r]
+    return ", ".join(broken + parts)
+
+
+def start(case: Mapping[str, Any]) -> str:
+    """Say where the difference starts and where the native computes it."""
+    first = case["first_different"]
+    if first is None or first == case["tap"]:
+        where = "starts here: no earlier tap differs"
+    else:
+        where = f"first difference of this run: {first} (lockstep: this tap differs on its own)"
+    return f"{where}        native: {case['native_path']}"
+
+
+def not_judged_text(case: Mapping[str, Any]) -> str:
+    """Word why a case has no verdict."""
+    return f"not judged: {case['reasons'][0] if case['reasons'] else 'no evidence'}"
