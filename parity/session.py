@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from parity.errors import ModelFailed, ParityError
@@ -54,21 +53,29 @@ class LoadedSide:
 class PairSession:
     """Load both sides of a pair once and hand out runners, LoRA states and inputs.
 
+    Args:
+        pair: the pair. build: what is built.
+        reference: a reference that is loaded already, for several natives of one reference.
+
+    Attributes:
+        traces: set to a dict to share the reference's passes between sessions of one reference.
+
     Raises:
         SourceMissing: third-party code is not here.
         ModelFailed: a side does not build.
         KeyMapError: the key map is not total.
     """
 
-    def __init__(self, pair: ModelPair, build: Build) -> None:
+    def __init__(self, pair: ModelPair, build: Build, reference: LoadedSide | None = None) -> None:
         self.pair, self.build = pair, build
+        self.traces: dict[Any, Any] | None = None
         self.taps = pair.taps(build)
         self._learned = False
         self._open = ExitStack()
         try:
             self._open.enter_context(pair.reference.around_session())
             self._open.enter_context(pair.native.around_session())
-            self.reference = self._load("reference", pair.reference)
+            self.reference = reference or self._load("reference", pair.reference)
             self.native = self._load("native", pair.native)
             self._check_unshared()
             self._load_weights()

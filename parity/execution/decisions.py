@@ -92,9 +92,5 @@ def _decision(rule: Rule, args: tuple[Any, ...], out: Any) -> Tensor | None:
     floats = [a for a in args if isinstance(a, Tensor) and a.is_floating_point()]
     if not floats:
         return None
-    if isinstance(out, (tuple, list)) and len(out) == 2 and isinstance(out[1], Tensor) and not out[1].is_floating_point():
-        decided: Tensor = out[1]
-        return decided
-    if isinstance(out, Tensor) and not out.is_floating_point():
-        return out
-    return None
+    found = out[1] if isinstance(out, (tuple, list)) and len(out) == 2 else out
+    return found if isinstance(found, Tensor) and not found.is_floating_point() else None

@@ -45,7 +45,7 @@ EQUIVALENTS: dict[str, Equivalent] = {}
 
 
 def equivalent(*names: str) -> Callable[[Equivalent], Equivalent]:
-    """Register the high-precision equivalent of ops by qualified name ("aten::topk", "flash_attn::_flash_attn_forward")."""
+    """Register the high-precision equivalent of ops by qualified name ("flash_attn::_flash_attn_forward")."""
 
     def register(function: Equivalent) -> Equivalent:
         for name in names:
@@ -70,7 +70,8 @@ def attention(
 
     Rows whose every key is masked have no defined value: they come out NaN, so that they are excluded and counted.
 
-    Shapes: query [B, N, S, D], key [B, N, L, D], value [B, N, L, E], bias broadcast to [B, N, S, L]; grouped heads allowed.
+    Shapes: query [B, N, S, D], key [B, N, L, D], value [B, N, L, E], bias broadcast to [B, N, S, L]; key and value
+    may have fewer heads (grouped queries).
     """
     if key.shape[-3] != query.shape[-3]:
         groups = query.shape[-3] // key.shape[-3]
@@ -157,17 +158,23 @@ def _softmax(call: Call) -> Sequence[Any]:
     return [torch.softmax(moved, -1).transpose(dim, -1)]
 
 
-# --- decisions: the low side decides, the values follow ----------------------------------------------------------------
+# --- decisions: the low side decides, the values follow ---------------------------------------------------------------
 
 
 @equivalent("aten::topk", "aten::sort", "aten::msort")
 def _ordered(call: Call) -> Sequence[Any]:
-    named = call.low_kwargs
-    if "topk" in call.name:
-        dim = call.argument(2, "dim", -1, low=True)
-    else:
-        dim = named.get("dim", call.low[-2] if "stable" in named or len(call.low) > 2 else (call.low[1] if len(call.low) > 1 else -1))
-    return [call.high[0].gather(dim, call.out[1]), None]
+    return [call.high[0].gather(_dim_of(call), call.out[1]), None]
+
+
+def _dim_of(call: Call) -> int:
+    """Return the dim of topk(x, k, dim), sort(x, dim) or sort(x, *, stable, dim)."""
+    if "dim" in call.low_kwargs:
+        return int(call.low_kwargs["dim"])
+    position = 2 if call.name.endswith("topk") else 1
+    given = call.low[position] if len(call.low) > position else -1
+    if isinstance(given, bool) or given is None:  # sort.stable(x, stable, dim)
+        given = call.low[position + 1] if len(call.low) > position + 1 else -1
+    return int(given)
 
 
 @equivalent("aten::max", "aten::min", "aten::median", "aten::nanmedian", "aten::mode", "aten::kthvalue")
@@ -187,7 +194,10 @@ def _plain(call: Call) -> Any:
     return getattr(torch, call.name.split("::")[1])(*call.high, **call.high_kwargs)
 
 
-@equivalent("aten::floor", "aten::ceil", "aten::trunc", "aten::sign", "aten::sgn", "aten::heaviside", "aten::floor_divide")
+@equivalent(
+    "aten::floor", "aten::ceil", "aten::trunc", "aten::round", "aten::sign", "aten::sgn", "aten::heaviside",
+    "aten::floor_divide",
+)  # fmt: skip
 def _step(call: Call) -> Sequence[Any]:
     """A step function decides: its value is the low side's, exactly; what was not trusted before stays so."""
     high = call.out.to(call.high[0].dtype if isinstance(call.high[0], Tensor) else torch.float64)
@@ -197,14 +207,9 @@ def _step(call: Call) -> Sequence[Any]:
     return [high]
 
 
-@equivalent("aten::round")
-def _round(call: Call) -> Sequence[Any]:
-    return _step(call)
-
-
 @equivalent("aten::remainder", "aten::fmod", "aten::frac")
 def _modulo(call: Call) -> Sequence[Any]:
-    """x - k y with the k the low side took."""
+    """X - k y with the k the low side took."""
     x, y = call.high[0], call.high[1] if len(call.high) > 1 else 1.0
     low_x = call.low[0].double() if isinstance(call.low[0], Tensor) else call.low[0]
     low_y = call.low[1].double() if len(call.low) > 1 and isinstance(call.low[1], Tensor) else y
@@ -220,7 +225,7 @@ def _nan_to_num(call: Call) -> Sequence[Any]:
     return [torch.where(high.isnan() & ~call.low[0].isnan(), float("nan"), cleaned)]
 
 
-# --- random ops: drawn once, both sides share mask or value -------------------------------------------------------------
+# --- random ops: drawn once, both sides share mask or value -----------------------------------------------------------
 
 
 @equivalent("aten::native_dropout")
@@ -231,7 +236,7 @@ def _dropout(call: Call) -> Sequence[Any]:
     return [call.high[0] * call.out[1] / (1.0 - p) if p < 1 else torch.zeros_like(call.high[0]), None]
 
 
-# --- quantised activations: a cast to fp8 or int8 is a down-cast, the shadow does not see it -----------------------------
+# --- quantised activations: a cast to fp8 or int8 is a down-cast, the shadow does not see it --------------------------
 
 
 @equivalent("aten::_int_mm")

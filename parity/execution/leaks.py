@@ -32,12 +32,12 @@ class LeakWatch(TorchFunctionMode):
     def __enter__(self) -> LeakWatch:
         # `torch.from_numpy` is the one door that function modes do not see.
         self._from_numpy = torch.from_numpy
-        torch.from_numpy = self._watched_from_numpy
-        super().__enter__()
+        torch.from_numpy = self._watched_from_numpy  # type: ignore[assignment]
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        super().__exit__(*exc)
+        super().__exit__(*exc)  # type: ignore[no-untyped-call]
         torch.from_numpy = self._from_numpy
 
     def _watched_from_numpy(self, array: Any) -> Tensor:

@@ -73,11 +73,8 @@ class Runner:
                 out = self.output(self.call(self.model, inputs))
         except (ParityError, KeyboardInterrupt):
             raise
-        except torch.OutOfMemoryError as error:
-            raise ModelFailed(f"the {self.side} ran out of memory after {seen.last}: {str(error).splitlines()[0][:120]}\n"
-                              "take a smaller input or size, or run one model at a time") from error
         except Exception as error:
-            raise ModelFailed(f"the {self.side} raised after {seen.last}: {type(error).__name__}: {str(error)[:300]}") from error
+            raise _failed(self.side, seen.last, error) from error
         if not isinstance(out, Tensor):
             raise TapError(f"{self.side}: the pair's `output` gave a {type(out).__name__}, not a tensor")
         trace = seen.trace(out)
@@ -91,6 +88,13 @@ class Runner:
                 f"{self.side}: {len(missing)} of {len(self.taps)} taps were never reached: {', '.join(missing[:6])}\n"
                 "the module is not called in this forward (another branch, or compiled away); mend its path in the pair"
             )
+
+
+def _failed(side: str, last: str, error: Exception) -> ModelFailed:
+    if isinstance(error, torch.OutOfMemoryError):
+        text = f"the {side} ran out of memory after {last}: {str(error).splitlines()[0][:120]}"
+        return ModelFailed(f"{text}\ntake a smaller input or size, or run one model at a time")
+    return ModelFailed(f"the {side} raised after {last}: {type(error).__name__}: {str(error)[:300]}")
 
 
 def _eager() -> AbstractContextManager[Any]:
@@ -129,8 +133,6 @@ class _Recorder:
         going_on = value if new is None else new
         if self.shadow is not None and high is not None:
             kept = self._kept(tap)
-            if new is not None:
-                self.shadow.declare([])  # the new tensor gets its own shadow below
             self.shadow.assign(going_on, going_on if kept is None else torch.where(kept(value), high, going_on))
         return new
 
@@ -160,7 +162,7 @@ class _Recorder:
         return trace
 
 
-# --- restarts ----------------------------------------------------------------------------------------------------------
+# --- restarts ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -210,9 +212,8 @@ class FromTrace:
             return None
         new = self._part(tap, number).to(value.dtype)
         if new.shape != value.shape:
-            raise TapError(
-                f"tap {tap.name}: the layout {tap.layout.name!r} gives {tuple(new.shape)}, the native has {tuple(value.shape)}"
-            )
+            given = f"the layout {tap.layout.name!r} gives {tuple(new.shape)}"
+            raise TapError(f"tap {tap.name}: {given}, the native has {tuple(value.shape)}")
         kept = self.kept(tap, value)
         new = new if kept is None else torch.where(kept, value, new)
         out = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
@@ -223,7 +224,7 @@ class FromTrace:
             shape, parts = self.shapes[tap.name]
             assert tap.layout.backward is not None
             whole = tap.layout.backward(self.values[tap.name], shape)
-            self._cache[tap.name] = list(whole.split(list(parts))) if len(parts) > 1 else [whole]
+            self._cache[tap.name] = list(torch.split(whole, list(parts))) if len(parts) > 1 else [whole]
         held = self._cache[tap.name]
         if number >= len(held):
             raise TapError(f"tap {tap.name}: the native reached it {number + 1} times, {len(held)} in its plain pass")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,32 +14,38 @@ NATIVE_NAMESPACES = frozenset({"aten", "prims", "prim", "_c10d_functional", "c10
 
 _HIDDEN_VIEWS = frozenset({"aten::_unsafe_view", "aten::_reshape_alias", "aten::lift", "aten::set_", "aten::resize_"})
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Ops that only move values: a lattice twin must not round them again.
-_MOVES = frozenset(
+_MOVES = _words(
     "cat stack clone index index_select copy copy_ repeat neg gather zeros ones full zeros_like ones_like full_like "
     "constant_pad_nd roll flip masked_fill masked_fill_ where index_put index_put_ fill_ zero_ scatter scatter_ "
     "slice_scatter select_scatter topk sort max min relu abs native_dropout masked_scatter expand_copy "
     "new_zeros new_ones new_full empty arange unfold unfold_copy tril triu diag_embed split_with_sizes_copy "
-    "view_copy embedding max_pool2d_with_indices maximum minimum clamp nan_to_num conj_physical".split()
+    "view_copy embedding max_pool2d_with_indices maximum minimum clamp nan_to_num conj_physical"
 )
 
-_COMPARISONS = frozenset("gt ge lt le eq ne isfinite isinf isnan".split())
-_ROUTING = frozenset("topk sort argsort argmax argmin max min kthvalue median mode nonzero multinomial searchsorted bucketize".split())
+_COMPARISONS = _words("gt ge lt le eq ne isfinite isinf isnan")
+_ROUTING = _words(
+    "topk sort argsort argmax argmin max min kthvalue median mode nonzero multinomial searchsorted bucketize"
+)
 
 # Random ops whose float arguments give a shape only: the draw is exact.
-_DRAWS = frozenset(
+_DRAWS = _words(
     "rand randn rand_like randn_like randint randint_like uniform_ normal_ bernoulli_ exponential_ random_ "
-    "log_normal_ cauchy_ geometric_ bernoulli multinomial randperm poisson normal".split()
+    "log_normal_ cauchy_ geometric_ bernoulli multinomial randperm poisson normal"
 )
 # Random only at dropout above 0, although tagged as random.
-_NOT_RANDOM = frozenset(
+_NOT_RANDOM = _words(
     "_scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
     "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_fused_attention_overrideable "
     "scaled_dot_product_attention _scaled_dot_product_attention_math native_dropout _flash_attention_forward "
-    "_efficient_attention_forward".split()
+    "_efficient_attention_forward"
 )
 
-# Step functions without an equivalent of their own when a rounding mode is given.
 _CASTS = frozenset({"aten::_to_copy", "prims::convert_element_type"})
 
 
@@ -72,7 +78,7 @@ class Rule:
     equivalent: Equivalent | None
 
 
-@lru_cache(maxsize=None)
+@cache
 def rule_of(func: Any) -> Rule:
     """Classify an op overload."""
     if not hasattr(func, "_schema"):  # a higher-order operator (flex_attention, cond)
@@ -117,3 +123,13 @@ def _is_composite(func: Any) -> bool:
     """Say whether the op is only a recipe of other ops, met whole in inference mode; it is taken apart to be seen."""
     key = torch._C.DispatchKey.CompositeImplicitAutograd
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)) and not func._schema.is_mutable
+
+
+def dropout_on(rule: Rule, args: Any, kwargs: Any) -> bool:
+    """Say whether an attention op drops probabilities inside its kernel."""
+    if "scaled_dot_product" not in rule.short:
+        return False
+    biased = ("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention")
+    position = 5 if rule.short in biased else 3
+    p = args[position] if len(args) > position else kwargs.get("dropout_p", 0.0)
+    return isinstance(p, float) and p > 0.0

@@ -45,7 +45,7 @@ def bits(dtype: torch.dtype) -> int:
 
 def geometry(tensor: Tensor) -> tuple[torch.Size, tuple[int, ...], int]:
     """Return size, stride and offset: what makes a view of a storage."""
-    return tensor.shape, tensor.stride(), tensor.storage_offset()
+    return tensor.shape, tensor.stride(), int(tensor.storage_offset())
 
 
 class _Watch(weakref.ref):  # type: ignore[type-arg]
@@ -123,12 +123,12 @@ class ShadowTable:
 
     def share(self, tensor: Tensor, other: Entry, high: Tensor) -> None:
         """Let a cast have the shadow of what it was cast from; copied when either is written."""
-        if _covers(tensor) and _covers(high) and high.stride() == tensor.stride() and other.flat is not None:
-            if high.dtype == self.high_dtype(tensor.dtype):
-                entry = self.new(tensor)
-                entry.owner, entry.flat = (geometry(tensor), high), _flat(high)
-                entry.shared = other.shared = True
-                return
+        same_layout = _covers(tensor) and _covers(high) and high.stride() == tensor.stride()
+        if same_layout and other.flat is not None and high.dtype == self.high_dtype(tensor.dtype):
+            entry = self.new(tensor)
+            entry.owner, entry.flat = (geometry(tensor), high), _flat(high)
+            entry.shared = other.shared = True
+            return
         self.adopt(tensor, high.clone())
 
     def read(self, tensor: Tensor, entry: Entry) -> Tensor:

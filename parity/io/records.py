@@ -50,6 +50,15 @@ def read_record(path: str | Path) -> dict[str, Any]:
     return out
 
 
+def as_json(record: Mapping[str, Any]) -> str:
+    """Return a record as the strict JSON that `write_record` keeps of it, without schema and digest.
+
+    Raises:
+        RecordError: a value is not JSON's, or a key is no string.
+    """
+    return json.dumps(_encoded(record, "record"), indent=1, allow_nan=False)
+
+
 def _parsed(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -67,6 +67,8 @@ class Evidence:
     reference_dtype: str
     native_dtype: str
     worst_index: tuple[int, ...] = ()
+    stored_constants: float | None = None
+    """Logic error before float32 tables were compared as stored on both sides; None where that was not needed."""
 
 
 def rows_of(value: Tensor, channel_dim: int) -> Tensor:
@@ -113,7 +115,7 @@ def measure(m: Measured) -> Evidence:
         implausible=_implausible(e_n, e_r, e_z),
         reference_dtype=str(m.reference.dtype).removeprefix("torch."),
         native_dtype=str(m.native.dtype).removeprefix("torch."),
-        worst_index=metrics.max_abs_index,
+        worst_index=metrics.max_abs_index or (),
     )
 
 

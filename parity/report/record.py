@@ -54,6 +54,7 @@ def case_record(
         "first_different": first,
         "logic_error": worst.logic_error if worst else None,
         "logic_limit": limits.logic_error,
+        "logic_error_of_constants": worst.stored_constants if worst else None,
         "rounding_excess": _excesses(draws),
         "shown_by": judged.projection,
         "impact": judged.impact,
