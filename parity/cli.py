@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,16 +35,18 @@ app = typer.Typer(
 )  # fmt: skip
 
 
-
 def _examples(*commands: str) -> str:
     return "\n".join(["\b", "Examples:", *(f"  {command}" for command in commands)])
 
 
 _RUN_EXAMPLES = (
-    "parity run longcat",
-    "parity run longcat --lora off --dtype float32",
-    'parity run longcat -k "block1 and not ffn" --json',
+    "parity run my_pair",
+    "parity run my_pair --lora off --dtype float32",
+    'parity run my_pair -k "block1 and not ffn" --json',
 )
+
+_NOT_HERE = (UsageError, SourceMissing, WrongSource, RecordError)
+"""What the caller or the machine has to change: exit code 2."""
 
 PairsOption = Annotated[
     list[Path] | None,
@@ -58,7 +60,7 @@ def main() -> None:
     app()
 
 
-@app.callback(invoke_without_command=True, epilog=_examples("parity pairs", "parity run longcat", "parity doctor"))
+@app.callback(invoke_without_command=True, epilog=_examples("parity pairs", "parity run my_pair", "parity doctor"))
 def _top(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     """Judge whether a ported model is the same function as its original, computed as precisely.
 
@@ -103,64 +105,69 @@ def run(
     lora: Annotated[str, typer.Option(help="LoRA states: both, off or on.")] = "both",
     draws: Annotated[int | None, typer.Option(min=1, help="Inputs pooled per case. Default: the pair's.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first draw.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1. Default: the GPU if there is one.")] = None,
     expression: Annotated[
         str | None, typer.Option("-k", metavar="EXPR", help="Cases whose id has these words (and, or, not).")
     ] = None,
     report: Annotated[Path, typer.Option(metavar="DIR", help="Where the record is written.")] = Path("reports"),
     json_out: JsonOption = False,
 ) -> None:
-    """Run one pair and judge every tap; write the record.
-    """
+    """Run one pair and judge every tap; write the record."""
     with _reported(json_out):
         chosen = choose(find_project(Path.cwd(), folders or ()).pairs(), pair)
         options = Options(seed=seed, draws=draws)
-        settings = Settings(dtype_named(dtype), size_named(chosen, size), device_named(device), options)
+        settings = Settings(dtype_named(dtype), size_named(chosen, size), device_named(device or "auto"), options)
         states = lora_states(chosen, lora)
         cases = [case for case in cases_of(chosen, settings.build(chosen)) if case.lora in states]
         book = RunBook(report)
-        _judge(Engine({chosen.name: chosen}, settings), select(cases, expression), book)
-        record = book.record()
-        given = _repeated(folders, dtype=dtype, size=size, draws=draws, seed=seed or None,
-                          device=None if device == "auto" else device)  # fmt: skip
-        _emit(record, _rendered(record, book, given), json_out)
-    raise typer.Exit(_exit_code(record, book))
+        errors = _judge(Engine({chosen.name: chosen}, settings), select(cases, expression), book)
+        given = _repeated(folders, dtype=dtype, size=size, draws=draws, seed=seed or None, device=device)
+        _emit(book.record(), _rendered(book, given), json_out)
+        _say(errors, book)
+    raise typer.Exit(_exit_code(book, errors))
 
 
-def _judge(engine: Engine, cases: list[ParityCase], book: RunBook) -> None:
-    """Look every case up and write the record, also of a run that is cut short."""
-    complete = False
-    try:
-        for case in cases:
+def _judge(engine: Engine, cases: list[ParityCase], book: RunBook) -> dict[str, ParityError]:
+    """Look every case up and write the record; return the errors of the LoRA states that could not be run."""
+    errors: dict[str, ParityError] = {}
+    for case in cases:
+        try:
             book.add_case(engine.case_record(case))
             book.add_state(engine.state_record(case))
-        complete = True
-    finally:
-        if book.cases:
-            book.write(complete)
+        except _NOT_HERE:
+            raise
+        except ParityError as error:
+            errors[case.state] = error
+    book.write(complete=not errors)
+    return errors
 
 
-def _rendered(record: dict[str, Any], book: RunBook, given: str) -> str:
-    width = shutil.get_terminal_size().columns
-    parts = [render_run(record, width=min(width, 120), color=_colored()).rstrip()]
+def _rendered(book: RunBook, given: str) -> str:
+    record, width = book.record(), min(shutil.get_terminal_size().columns, 120)
+    parts = [render_run(record, width=width, color=_colored()).rstrip()] if book.cases else []
     for case in record["cases"]:
         if case["outcome"] in ("failed", "warned"):
             parts.append(failure_text(case, f'parity run {case["pair"]}{given} -k "{case["id"]}"'))
-    if not book.judged:
-        parts.append("ERROR: no case was judged: this run proves nothing")
     return "\n\n".join([*parts, f"record: {book.shown_path}"])
+
+
+def _say(errors: Mapping[str, ParityError], book: RunBook) -> None:
+    for state, error in errors.items():
+        typer.echo(f"parity: {state}: {error}", err=True)
+    if not book.judged:
+        typer.echo("parity: no case was judged: this run proves nothing", err=True)
 
 
 def _repeated(folders: list[Path] | None, **options: object) -> str:
     """Return the options that name what was run, to run it again."""
-    given = [("pairs", folder) for folder in folders or ()]
-    given += [(name, value) for name, value in options.items() if value is not None]  # type: ignore[misc]
+    given: list[tuple[str, object]] = [("pairs", folder) for folder in folders or ()]
+    given += [(name, value) for name, value in options.items() if value is not None]
     return "".join(f" --{name} {shlex.quote(str(value))}" for name, value in given)
 
 
-def _exit_code(record: dict[str, Any], book: RunBook) -> int:
-    wrong = record["summary"]["outcomes"]
-    return int(wrong["failed"] > 0 or wrong["error"] > 0 or not book.judged)
+def _exit_code(book: RunBook, errors: Mapping[str, ParityError]) -> int:
+    failed = any(case["outcome"] in ("failed", "error") for case in book.cases.values())
+    return int(failed or bool(errors) or not book.judged)
 
 
 def _emit(data: dict[str, Any], text: str, json_out: bool) -> None:
@@ -177,7 +184,7 @@ def _reported(json_out: bool) -> Iterator[None]:
     try:
         yield
     except ParityError as error:
-        code = 2 if isinstance(error, (UsageError, SourceMissing, WrongSource, RecordError)) else 1
+        code = 2 if isinstance(error, _NOT_HERE) else 1
         if json_out:
             typer.echo(json.dumps({"error": type(error).__name__, "message": str(error), "exit_code": code}))
         typer.echo(f"parity: {error}", err=True)

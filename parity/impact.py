@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from parity.execution.passes import OUTPUT
+from parity.execution.passes import OUTPUT, ExactAt
 from parity.execution.shadow import Shadow
 from parity.execution.tap import Inputs, Tap
 from parity.numerics.evidence import rows_of
@@ -46,15 +46,17 @@ class _Nudged:
 class Impact:
     """Propagates errors through the reference, all other values its own.
 
-    The noise is that of one free-running shadow pass. Besides the whole output its mean per channel counts: a
-    coherent error (a shift of every token) is seen in a video long before its norm rises above incoherent noise.
+    The noise is that of one free-running shadow pass, given what the embeddings handed to the blocks: a timestep that
+    the reference rounds on purpose is part of its function, and would drown everything else as noise.
+    Besides the whole output its mean per channel counts: a coherent error (a shift of every token) is seen in a video
+    long before its norm rises above incoherent noise.
     """
 
     def __init__(self, session: PairSession, inputs: Inputs) -> None:
         self._runner = session.reference.runner(session.taps)
         self._inputs = inputs
         shadow = session.reference.shadow(Shadow, inputs)
-        value = self._runner.run(inputs, None, shadow).values[OUTPUT]
+        value = self._runner.run(inputs, ExactAt(_embeddings(session.taps)), shadow).values[OUTPUT]
         assert value.high is not None
         self._channel = next((t.channel_dim for t in session.taps if t.name == OUTPUT), 1)
         self._low = value.low
@@ -71,13 +73,21 @@ class Impact:
         inner = [n for n in nudges if n.tap.name != OUTPUT]
         change = self._rows(torch.zeros_like(self._low))
         if inner:
-            change = self._rows(self._runner.run(self._inputs, _Nudged(inner)).values[OUTPUT].low) - self._rows(self._low)
+            nudged = self._runner.run(self._inputs, _Nudged(inner)).values[OUTPUT].low
+            change = self._rows(nudged) - self._rows(self._low)
         for n in nudges:
             if n.tap.name == OUTPUT:
                 change = change + self._rows(n.delta)
         if not bool(change.isfinite().all()):
             return math.inf
-        return max(_over(change.square().mean().sqrt(), self._total), _over(change.mean(0).square().mean().sqrt(), self._mean))
+        total, mean = change.square().mean().sqrt(), change.mean(0).square().mean().sqrt()
+        return max(_over(total, self._total), _over(mean, self._mean))
+
+
+def _embeddings(taps: Sequence[Tap]) -> frozenset[str]:
+    """Return the taps before the first block."""
+    first = next((i for i, t in enumerate(taps) if t.block), 0)
+    return frozenset(t.name for t in taps[:first])
 
 
 def _over(value: Tensor, noise: float) -> float:

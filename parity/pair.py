@@ -90,7 +90,7 @@ class ModelPair:
         inputs: from a `Build` and a seed to the inputs both sides are called with.
         variants: further kinds of inputs by name (image conditioning, a batch of two); each is a case of its own.
         lora: from a `Build` and the reference model to an adapter in the reference's module names; None: no LoRA cases.
-        load: copies the reference's weights into the native; None: through the key map.
+        load: called with reference and native; loads the native's weights. None: through the key map.
         sizes: names `Build.size` may take, the first is the default.
         dtypes: storage dtypes the pair is meant for, the first is the default.
         declared: taps whose known approximation is allowed, with the reason (logic is off there, and said).

@@ -108,7 +108,7 @@ class PairSession:
         reference, native = self.reference.model, self.native.model
         key_map = self.pair.key_map(self.build)
         if self.pair.load is not None:
-            self.pair.load(native, reference)
+            self.pair.load(reference, native)
         else:
             load_native(native, reference, key_map)
         self.weights: dict[str, WeightComparison] = finer_sources(native, reference, key_map)

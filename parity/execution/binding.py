@@ -43,6 +43,9 @@ class ShadowBinder(ShadowMemory):
             return
         if self.table.find(tensor) is None and tensor.untyped_storage()._cdata not in self._roots:
             self.table.new(tensor).fill = NAN
+        for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+            if size > 1 and stride == 0:  # an expanded view: its elements share memory, one of them is written
+                tensor, high = tensor.narrow(dim, 0, 1), high.narrow(dim, 0, 1)
         self._writable(tensor, whole=False).copy_(high)
 
     def _writable(self, tensor: Tensor, whole: bool) -> Tensor:

@@ -59,8 +59,8 @@ def equivalent(*names: str) -> Callable[[Equivalent], Equivalent]:
 
 # --- attention -------------------------------------------------------------------------------------------------------
 
-_SCORE_ELEMENTS = 1 << 26
-"""Score elements of one query chunk: 512 MB in float64. 48k tokens squared would be 18 GB a head."""
+_SCORE_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
+"""Score elements of one query chunk: what a CPU cache holds, 512 MB on a GPU. 48k tokens squared are 18 GB a head."""
 
 
 def attention(
@@ -77,7 +77,8 @@ def attention(
         groups = query.shape[-3] // key.shape[-3]
         key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
-    rows = max(1, _SCORE_ELEMENTS // max(1, query[..., 0, 0].numel() * key.shape[-2]))
+    elements = _SCORE_ELEMENTS.get(query.device.type, 1 << 24)
+    rows = max(1, elements // max(1, query[..., 0, 0].numel() * key.shape[-2]))
     out = query.new_empty(*query.shape[:-1], value.shape[-1])
     for start in range(0, query.shape[-2], rows):
         stop = min(start + rows, query.shape[-2])
@@ -87,7 +88,9 @@ def attention(
         if causal:
             late = torch.ones(stop - start, key.shape[-2], dtype=torch.bool, device=key.device).triu_(start + 1)
             scores.masked_fill_(late, -math.inf)
-        out[..., start:stop, :] = torch.softmax(undefined_rows(scores), -1) @ value
+        if bias is not None or causal:
+            scores = undefined_rows(scores)
+        out[..., start:stop, :] = torch.softmax(scores, -1) @ value
     return out
 
 

@@ -105,6 +105,10 @@ def _eager() -> AbstractContextManager[Any]:
     return stance
 
 
+def _every(tap: Tap) -> bool:
+    return True
+
+
 class _Recorder:
     """Keeps what is seen at taps, and restarts low and high from the same number."""
 
@@ -123,7 +127,7 @@ class _Recorder:
                 high = self.shadow.high(value).clone()
                 self.highs.setdefault(tap.name, []).append(high)
                 self.shadow.begin_segment(tap.name)
-            if self.restart is None or not tap.replace:
+            if self.restart is None or not tap.replace or not getattr(self.restart, "wants", _every)(tap):
                 return None
             return self._restarted(tap, value, high, number)
 
@@ -189,6 +193,21 @@ class FromReference:
     def kept(self, tap: Tap, value: Tensor) -> Tensor | None:
         """Mask what is padding in the reference's layout."""
         return None if tap.valid is None else ~mask_of(tap, self.inputs, value)
+
+
+@dataclass(frozen=True)
+class ExactAt:
+    """A restart of shadows only: at the named taps the values as computed are taken as the truth."""
+
+    names: frozenset[str]
+
+    def wants(self, tap: Tap) -> bool:
+        """Say whether the tap is one of them."""
+        return tap.name in self.names
+
+    def __call__(self, tap: Tap, value: Tensor, number: int) -> Tensor | None:
+        """Leave the low value as it is."""
+        return None
 
 
 @dataclass

@@ -75,11 +75,11 @@ def rows_of(value: Tensor, channel_dim: int) -> Tensor:
     """Arrange a value as rows [T, C], float64."""
     if value.dim() == 0:
         value = value.reshape(1)
-    if value.dim() == 1:
-        return value.double().unsqueeze(0) if not value.is_complex() else torch.view_as_real(value.to(torch.complex128)).reshape(1, -1)
     if value.is_complex():
         value = torch.view_as_real(value.to(torch.complex128)).flatten(-2)
         channel_dim = -1
+    if value.dim() == 1:
+        return value.double().unsqueeze(0)
     moved = value.movedim(channel_dim, -1)
     return moved.reshape(-1, moved.shape[-1]).double()
 
@@ -123,8 +123,8 @@ class _Arranged:
     """The values as rows, without padding, without rows that are undefined or not trusted."""
 
     def __init__(self, m: Measured) -> None:
-        arrange = lambda v: rows_of(v, m.channel_dim)  # noqa: E731
-        values = [arrange(v) for v in (m.reference, m.native, m.reference_high, m.native_high, *m.twins)]
+        sides = (m.reference, m.native, m.reference_high, m.native_high, *m.twins)
+        values = [rows_of(v, m.channel_dim) for v in sides]
         samples, _ = groups_of(m.reference)
         count = values[0].shape[0]
         group = torch.arange(count, device=values[0].device) // max(1, count // samples)
@@ -149,7 +149,7 @@ class _Arranged:
         self.upstream = {k: v[judged][finite] for k, v in m.upstream.items() if v.shape == values[0].shape}
 
     def _shown(self, m: Measured, keep: Tensor, low_r: Tensor, low_n: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what classic metrics are taken of: whole tensors where nothing is padding, so that indices are real."""
+        """Return what classic metrics are taken of: whole tensors where nothing is padding, for real indices."""
         if m.reference.is_complex():
             return torch.view_as_real(m.reference), torch.view_as_real(m.native)
         return (m.reference, m.native) if bool(keep.all()) else (low_r, low_n)

@@ -20,6 +20,9 @@ class Limits:
         margin: a port may be this much less (or more) precise before it counts, per tap.
         margin_attention: attention kernels that round probabilities differ by up to 1.33 with sharp attention.
         margin_pooled, margin_pooled_attention: the same for the mean over blocks of a kind.
+        fine: a reference that rounds less than this (relative, 1/32 of a bfloat16 rounding) computes in float32 there.
+        margin_fine: its margin: the order of accumulation alone changes a float32 sum's error by up to a factor of two,
+            while a down-cast to 16 bits changes it by thousands; so no power is needed either.
         z: standard errors beyond the margin; 4.27 is 1e-5 per one-sided test, measured at 5e-5 for heavy tails.
         z_power: further standard errors for 99 % power, used to say where the method is blind.
         strong: a ratio of total rounding that one tap alone may turn red for; benign kernels reach 1.33.
@@ -28,13 +31,15 @@ class Limits:
         felt: impact from which a difference raises the reference's own output noise by more than `margin`:
             sqrt((1 + margin)^2 - 1).
         excluded: share of excluded or untrusted rows above which a tap is not judged.
-        implausible: a residual this many times what the twins make cannot come from rounding: the shadow is not trusted.
+        implausible: a residual this many times the twins' cannot come from rounding: the shadow is not trusted.
         island_rows: fewer rows than this share of the token count: the tap is an island of its own, judged whole.
     """
 
     logic_error: float = 1e-12
     margin: float = 0.10
     margin_attention: float = 0.35
+    fine: float = 2.0**-14
+    margin_fine: float = 1.0
     margin_pooled: float = 0.05
     margin_pooled_attention: float = 0.15
     z: float = 4.27

@@ -6,6 +6,7 @@ every token and does not. Each projection is one decorated function from residua
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -102,4 +103,4 @@ def coherence(e: Tensor, rows: Rows) -> float:
     mean_square = float(e.square().mean())
     if mean_square == 0.0 or tokens < 2:
         return 1.0
-    return float(_grouped(e, rows).square().mean().sqrt()) * tokens**0.5 / mean_square**0.5
+    return float(_grouped(e, rows).square().mean().sqrt()) * math.sqrt(tokens / mean_square)

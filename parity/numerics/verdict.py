@@ -97,19 +97,18 @@ def judge(facts: Sequence[TapFacts], draws: Sequence[Mapping[str, Evidence]], li
     """Judge every tap from the evidence of all draws; impact is filled in later by `settle`."""
     inner = {f.name for f in facts if f.block} or {f.name for f in facts}
     token_rows = max((e.rows + e.excluded for d in draws for n, e in d.items() if n in inner), default=0)
-    tests = {f.name: _tests(f, [d[f.name] for d in draws if f.name in d], limits) for f in facts}
-    pooled = _pooled(facts, tests, limits)
+    found = {f.name: [d[f.name] for d in draws if f.name in d] for f in facts}
+    tests = {f.name: _tests(f, found[f.name], limits) for f in facts}
+    pooled = _pooled(facts, tests, found, limits)
     singles = {name: [t for t in ts if t.exceeds(limits.z)] for name, ts in tests.items()}
-    out = {}
-    for f in facts:
-        found = [d[f.name] for d in draws if f.name in d]
-        out[f.name] = _judge_tap(f, found, tests[f.name], singles, pooled, token_rows, facts, limits)
-    return out
+    return {
+        f.name: _judge_tap(f, found[f.name], tests[f.name], singles, pooled, token_rows, facts, limits) for f in facts
+    }
 
 
 def _tests(f: TapFacts, found: Sequence[Evidence], limits: Limits) -> list[_Test]:
     names = sorted({p for e in found for p in e.excesses})
-    margin = math.log1p(limits.margin_attention if f.attention else limits.margin)
+    margin = math.log1p(_margin(f, found, limits.margin, limits.margin_attention, limits))
     tests = []
     for p in names:
         xs = [e.excesses[p] for e in found if p in e.excesses]
@@ -130,18 +129,31 @@ def _tests(f: TapFacts, found: Sequence[Evidence], limits: Limits) -> list[_Test
     return tests
 
 
+def _margin(f: TapFacts, found: Sequence[Evidence], plain: float, attention: float, limits: Limits) -> float:
+    if _is_fine(found, limits):
+        return limits.margin_fine
+    return attention if f.attention else plain
+
+
+def _is_fine(found: Sequence[Evidence], limits: Limits) -> bool:
+    """Say whether the reference computes in float32 here, where only a down-cast counts."""
+    return bool(found) and max(e.noise for e in found) < limits.fine
+
+
 def _pooled(
-    facts: Sequence[TapFacts], tests: Mapping[str, list[_Test]], limits: Limits
+    facts: Sequence[TapFacts], tests: Mapping[str, list[_Test]], found: Mapping[str, Sequence[Evidence]], limits: Limits
 ) -> dict[tuple[str, str], tuple[int, float, float, int]]:
     """Pool each projection over the blocks of a kind: (direction, mean log ratio, standard error, blocks)."""
     groups: dict[tuple[str, str], list[_Test]] = defaultdict(list)
-    attention = {f.kind: f.attention for f in facts}
+    margins: dict[str, float] = {}
     for f in facts:
+        own = _margin(f, found[f.name], limits.margin_pooled, limits.margin_pooled_attention, limits)
+        margins[f.kind] = max(math.log1p(own), margins.get(f.kind, 0.0))
         for t in tests[f.name]:
             groups[f.kind, t.projection].append(t)
     out = {}
     for (kind, projection), ts in groups.items():
-        margin = math.log1p(limits.margin_pooled_attention if attention[kind] else limits.margin_pooled)
+        margin = margins[kind]
         n = len(ts)
         se = math.sqrt(sum(t.se**2 for t in ts)) / n
         up, down = sum(t.up for t in ts) / n, sum(t.down for t in ts) / n
@@ -172,10 +184,14 @@ def _judge_tap(
         )  # fmt: skip
     if all(e.bit_exact for e in found):
         return Judged(f.name, VerdictClass.BIT_EXACT, tests=len(tests))
-    red = _red(f, tests, singles, pooled, facts, limits)
+    red = _red(f, found, tests, singles, pooled, facts, limits)
     if red is not None:
         red.tests = len(tests)
         return red
+    apart = _dtypes_apart(f, found)
+    if apart is not None:
+        apart.tests = len(tests)
+        return apart
     blind = _blind(f, found, tests, pooled, token_rows, limits)
     if blind is not None:
         blind.tests = len(tests)
@@ -184,7 +200,7 @@ def _judge_tap(
         t = max(singles[f.name], key=lambda t: abs(t.up))
         return Judged(
             f.name, VerdictClass.NOT_JUDGED,
-            [f"amber: {t.projection} is above its limit at this tap alone; draw more inputs to decide"],
+            [f"amber: {t.projection} is outside its limit at this tap alone; draw more inputs to decide"],
             projection=t.projection, log_ratio=t.up, margin=t.margin, se=t.se, amber=True, tests=len(tests),
         )  # fmt: skip
     why = [f"declared: {f.allowed}"] if f.allowed else []
@@ -196,13 +212,15 @@ def _broken(f: TapFacts, found: Sequence[Evidence], limits: Limits) -> Judged | 
     bad_r, bad_n = (sum(e.nonfinite[i] for e in found) for i in (0, 1))
     if bad_n or bad_r:
         where = "on both sides" if bad_r and bad_n else ("on the native" if bad_n else "on the reference")
-        return Judged(f.name, VerdictClass.FELT, [f"NaN or Inf {where}: {bad_r} reference, {bad_n} native values"], logic=True)
+        text = f"NaN or Inf {where}: {bad_r} reference, {bad_n} native values"
+        return Judged(f.name, VerdictClass.FELT, [text], logic=True)
     judged = sum(e.rows for e in found)
     lost = sum(e.excluded for e in found)
     if judged == 0 or lost / (judged + lost) > limits.excluded:
         if all(e.bit_exact for e in found) and judged + lost:
             return Judged(f.name, VerdictClass.BIT_EXACT, [f"{lost} rows have no trusted shadow"])
-        return Judged(f.name, VerdictClass.NOT_JUDGED, [f"tainted: {lost} of {judged + lost} rows have no trusted shadow"])
+        text = f"tainted: {lost} of {judged + lost} rows have no trusted shadow"
+        return Judged(f.name, VerdictClass.NOT_JUDGED, [text])
     if (worst := max(e.implausible for e in found)) > limits.implausible:
         return Judged(
             f.name, VerdictClass.NOT_JUDGED,
@@ -212,7 +230,7 @@ def _broken(f: TapFacts, found: Sequence[Evidence], limits: Limits) -> Judged | 
 
 
 def _red(
-    f: TapFacts, tests: list[_Test], singles: Mapping[str, list[_Test]],
+    f: TapFacts, found: Sequence[Evidence], tests: list[_Test], singles: Mapping[str, list[_Test]],
     pooled: Mapping[tuple[str, str], tuple[int, float, float, int]], facts: Sequence[TapFacts], limits: Limits,
 ) -> Judged | None:  # fmt: skip
     """Find what makes a rounding difference certain: one strong ratio, the pooled test, or two taps."""
@@ -223,7 +241,7 @@ def _red(
         if t.projection == "identity" and ratio - math.log(limits.strong) > limits.z * t.se:
             candidates.append((ratio, t, direction, "total rounding"))
         pool = pooled[f.kind, t.projection]
-        margin = math.log1p(limits.margin_pooled_attention if f.attention else limits.margin_pooled)
+        margin = math.log1p(_margin(f, found, limits.margin_pooled, limits.margin_pooled_attention, limits))
         if pool[0] and (t.up if pool[0] > 0 else -t.down) > margin:
             candidates.append((ratio, t, pool[0], f"pooled over {pool[3]} blocks"))
         single = t.exceeds(limits.z)
@@ -243,15 +261,29 @@ def _red(
     )  # fmt: skip
 
 
+_SIGNIFICAND = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
+
+
+def _dtypes_apart(f: TapFacts, found: Sequence[Evidence]) -> Judged | None:
+    """A value kept in float32 on one side and not on the other is a finding that needs no statistics."""
+    e = found[0]
+    r, n = (_SIGNIFICAND.get(d, 0) for d in (e.reference_dtype, e.native_dtype))
+    if r == n or not r or not n:
+        return None
+    word = "less" if n < r else "more"
+    return Judged(
+        f.name, VerdictClass.DROWNED,
+        [f"the value is {e.native_dtype} here, {e.reference_dtype} in the reference: the native is {word} precise"],
+        direction=1 if n < r else -1, projection="dtype",
+    )  # fmt: skip
+
+
 def _seconded(
     f: TapFacts, direction: int, singles: Mapping[str, list[_Test]], facts: Sequence[TapFacts], limits: Limits
 ) -> bool:
-    """Say whether another tap of the same block or the same kind is above its limit in the same direction."""
-    for other in facts:
-        related = other.kind == f.kind or (other.block == f.block and other.block != "")
-        if other.name != f.name and related and any(t.exceeds(limits.z) == direction for t in singles[other.name]):
-            return True
-    return False
+    """Say whether another tap is above its limit in the same direction: two at once are not luck."""
+    others = (o.name for o in facts if o.name != f.name)
+    return any(t.exceeds(limits.z) == direction for name in others for t in singles[name])
 
 
 def _blind(
@@ -259,20 +291,21 @@ def _blind(
     pooled: Mapping[tuple[str, str], tuple[int, float, float, int]], token_rows: int, limits: Limits,
 ) -> Judged | None:  # fmt: skip
     """Say where the method cannot see a lost island: structured reference rounding, too few tokens or channels."""
-    if max(x.departure for e in found for x in e.excesses.values()) < limits.margin:
+    if _is_fine(found, limits):
+        return None  # any 16-bit rounding in a float32 segment towers above its noise: no tokens are needed
+    if max((x.departure for e in found for x in e.excesses.values()), default=0.0) < limits.margin:
         return None  # almost bit-exact: on no structure can the ratio be outside the margin, whatever the noise
     worst = max(e.coherence for e in found)
     rows = sum(e.rows / e.groups for e in found) / len(found)
     # A tap of a few rows, or outside the blocks, is an island of its own: its whole rounding is judged.
     is_island = not f.block or max(e.rows for e in found) < limits.island_rows * token_rows
     if not is_island and worst > limits.coherence:
-        return Judged(
-            f.name, VerdictClass.NOT_JUDGED,
-            [f"no power: the reference's own rounding is structured (coherence {worst:.1f}, limit {limits.coherence:.0f})"],
-        )  # fmt: skip
+        text = f"no power: the reference's own rounding is structured: coherence {worst:.1f} (limit {limits.coherence:.0f})"
+        return Judged(f.name, VerdictClass.NOT_JUDGED, [text])
     if is_island:
         return None
-    se = min((pooled[f.kind, t.projection][2] for t in tests if t.projection in ("channel_mean", "channel_slope")), default=1.0)
+    per_channel = [t for t in tests if t.projection in ("channel_mean", "channel_slope")]
+    se = min((pooled[f.kind, t.projection][2] for t in per_channel), default=1.0)
     margin = limits.margin_pooled_attention if f.attention else limits.margin_pooled
     needed = limits.lost_island_tokens * ((1 + margin) ** 2 * math.exp(2 * (limits.z + limits.z_power) * se) - 1)
     if rows < needed:
