@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +14,14 @@ from parity.errors import UsageError
 from parity.pair import ModelPair
 
 
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
 def discover(paths: Sequence[Path]) -> dict[str, ModelPair]:
     """Import every pair file below the given folders (or files) and return the pairs by name. Builds nothing.
 
     Raises:
-        UsageError: a path does not exist, a file fails to import, or two files name the same pair.
+        UsageError: a path does not exist, a file fails to import or holds no pair, or two files name the same pair.
     """
     pairs: dict[str, ModelPair] = {}
     origin: dict[str, Path] = {}
@@ -25,7 +29,12 @@ def discover(paths: Sequence[Path]) -> dict[str, ModelPair]:
         module = _imported(file)
         pair = getattr(module, "PAIR", None)
         if not isinstance(pair, ModelPair):
-            continue
+            raise UsageError(
+                f"the pair file {file.name} has no `PAIR = ModelPair(...)`\n"
+                "a file that is not a pair's is left out where its name starts with an underscore"
+            )
+        if not _NAME.fullmatch(pair.name):
+            raise UsageError(f"{file.name}: the pair name {pair.name!r} is not lower case with underscores, as in `my_pair`")
         if pair.name in pairs and origin[pair.name].resolve() != file.resolve():
             raise UsageError(f"two files name the pair {pair.name!r}: {origin[pair.name].name} and {file.name}")
         pairs[pair.name], origin[pair.name] = pair, file
@@ -74,8 +83,9 @@ def _guarded(file: Path, load: object) -> ModuleType:
         module = load()  # type: ignore[operator]
     except UsageError:
         raise
-    except Exception as error:
-        raise UsageError(f"the pair file {file.name} does not import: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        words = " ".join(str(error).split())[:300]
+        raise UsageError(f"the pair file {file.name} does not import: {type(error).__name__}: {words}") from error
     assert isinstance(module, ModuleType)
     return module
 

@@ -20,6 +20,7 @@ from parity.execution.trace import TapValue, Trace
 from parity.execution.twins import LatticeTwin
 from parity.numerics.evidence import Evidence, Measured, measure, rows_of
 from parity.numerics.limits import limits_for
+from parity.numerics.metrics import ClassicMetrics, classic_metrics
 from parity.session import PairSession
 
 
@@ -81,6 +82,7 @@ class Draw:
         s.learn_constants(self.inputs)
         self.free_reference: Trace = self.shared("free", lambda: self._runner("reference").run(self.inputs))
         self.free_native = self._runner("native").run(self.inputs)
+        self.compiled = {s: found for s in ("reference", "native") if (found := self._compiled_lane(s)) is not None}
         self._timed("plain", started)
         self._coarser = {n: v.dtype for n, v in self.free_native.values.items() if v.dtype.is_floating_point}
         started = time.perf_counter()
@@ -105,6 +107,17 @@ class Draw:
     def _runner(self, side: str) -> Runner:
         loaded = self.session.reference if side == "reference" else self.session.native
         return loaded.runner(self.session.taps)
+
+    def _compiled_lane(self, side: str) -> ClassicMetrics | None:
+        """Compare the output of a compiled side with its eager one; shadows judge the eager one."""
+        taps = [t for t in self.session.taps if t.name == OUTPUT]
+        loaded = self.session.reference if side == "reference" else self.session.native
+        runner = loaded.runner(tuple(taps))
+        if not runner.is_compiled:
+            return None
+        eager = self.free_reference if side == "reference" else self.free_native
+        compiled = runner.run(self.inputs, compiled=True).values[OUTPUT].low
+        return classic_metrics(eager.values[OUTPUT].low, compiled)
 
     # --- reference ----------------------------------------------------------------------------------------------------
 

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from parity.case import ParityCase, absent_taps
+from parity.about import About, about
+from parity.case import ParityCase
 from parity.diagnose.likely import likely_causes
-from parity.errors import ModelFailed, ParityError
-from parity.io.hashing import hash_weights
-from parity.io.sources import describe_source
-from parity.numerics.verdict import Judged
-from parity.pair import Build, ModelPair, Side
+from parity.errors import ParityError
+from parity.failures import bare, kept
+from parity.numerics.verdict import Judged, VerdictClass
+from parity.pair import Build, ModelPair
 from parity.report.record import case_record, false_alarm_rate, limits_record
 from parity.run import Options, StateResult, run_state
-from parity.session import LoadedSide, PairSession, weight_differences
-from parity.weights.load import tensors_of
+from parity.session import PairSession
 
 
 @dataclass(frozen=True)
@@ -33,51 +31,71 @@ class Settings:
     options: Options = field(default_factory=Options)
 
     def build(self, pair: ModelPair) -> Build:
-        """Return what is built for a pair.
-
-        Raises:
-            UsageError: the pair has no such size.
-        """
+        """Return what is built for a pair: its first size where it does not have the one asked for."""
         size = self.size if self.size is not None and self.size in pair.sizes else pair.sizes[0]
         return Build(size=size, dtype=self.dtype or pair.dtypes[0], device=self.device)
+
+
+@dataclass
+class _State:
+    """A state that ran, ready to be looked up."""
+
+    result: StateResult
+    first_different: str | None
+    record: dict[str, Any]
 
 
 class Engine:
     """Loads a pair when its first case asks, runs a LoRA state when its first case asks, and keeps what it found.
 
-    A state that fails keeps its error: every case of it reports it, nothing is run again.
+    A pair or state that fails keeps its error: every case of it reports it, nothing is tried again. What is kept of a
+    pair holds no tensor, so that looking a case up never needs its models.
     """
 
     def __init__(self, pairs: Mapping[str, ModelPair], settings: Settings) -> None:
         self.pairs, self.settings = pairs, settings
-        self._sessions: dict[str, PairSession | BaseException] = {}
-        self._results: dict[tuple[str, str], StateResult | BaseException] = {}
-        self._about: dict[str, dict[str, Any]] = {}
+        self._sessions: dict[str, PairSession] = {}
+        self._about: dict[str, About | ParityError] = {}
+        self._states: dict[tuple[str, str], _State | ParityError] = {}
 
     def session(self, name: str) -> PairSession:
-        """Return the pair's loaded models."""
-        if name not in self._sessions:
-            self._make_room()
-            try:
-                self._sessions[name] = PairSession(self.pairs[name], self.settings.build(self.pairs[name]))
-            except Exception as error:
-                self._sessions[name] = error
-        held = self._sessions[name]
-        if isinstance(held, BaseException):
-            raise held
-        return held
+        """Return the pair's loaded models.
 
-    def _make_room(self) -> None:
-        """On a GPU one pair at a time is resident."""
-        if self.settings.device.type == "cpu":
-            return
-        for name, held in list(self._sessions.items()):
-            if isinstance(held, PairSession):
-                self._remember(name, held)
-                held.close()
-                del self._sessions[name]
+        Raises:
+            ParityError: the pair cannot be loaded.
+        """
+        held = self._about.get(name)
+        if isinstance(held, ParityError):
+            raise bare(held)
+        if name not in self._sessions:
+            try:
+                self._load(name)
+            except Exception as error:
+                self._about[name] = failed = kept(error, f"loading the pair {name!r}")
+                self._let_go(name)
+                raise failed from None
+        return self._sessions[name]
+
+    def _load(self, name: str) -> None:
+        if self.settings.device.type != "cpu":
+            self.close()  # on a GPU one pair at a time is resident
+        session = self._sessions[name] = PairSession(self.pairs[name], self.settings.build(self.pairs[name]))
+        if name not in self._about:
+            self._about[name] = about(session)
+
+    def close(self) -> None:
+        """Let go of all models; what was found stays."""
+        for name in list(self._sessions):
+            self._let_go(name)
+
+    def _let_go(self, name: str) -> None:
+        session = self._sessions.pop(name, None)
+        if session is not None:
+            session.close()
+        del session
         gc.collect()
-        torch.cuda.empty_cache()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def result(self, case: ParityCase) -> StateResult:
         """Return what was found for the case's pair and state.
@@ -85,51 +103,54 @@ class Engine:
         Raises:
             ParityError: the pair cannot be loaded or run; the same error for every case of the state.
         """
+        return self._state(case).result
+
+    def _state(self, case: ParityCase) -> _State:
         key = (case.pair, case.state)
-        if key not in self._results:
+        if key not in self._states:
             try:
-                self._results[key] = self._run(case)
+                self._states[key] = self._run(case)
             except Exception as error:
-                self._results[key] = error
-        held = self._results[key]
-        if isinstance(held, BaseException):
-            raise held
+                self._states[key] = kept(error, f"running {case.pair} {case.state}")
+                gc.collect()
+        held = self._states[key]
+        if isinstance(held, ParityError):
+            raise bare(held)
         return held
 
-    def _run(self, case: ParityCase) -> StateResult:
+    def _run(self, case: ParityCase) -> _State:
         session = self.session(case.pair)
-        options = self.settings.options
-        try:
-            found = run_state(session, case.lora, Options(**{**vars(options), "variant": case.variant}))
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise ModelFailed(
-                f"out of memory in {case.pair} {case.state}: {str(error).splitlines()[0][:120]}\n"
-                "take a smaller --parity-size, fewer --parity-twins, or --parity-device cpu"
-            ) from error
-        self._remember(case.pair, session)
-        return found
+        found = run_state(session, case.lora, replace(self.settings.options, variant=case.variant))
+        return _State(found, found.first_different, self._described(case, session, found))
 
     def judged(self, case: ParityCase) -> Judged:
-        """Return the verdict of one case."""
-        return self.result(case).judged[case.tap]
+        """Return the verdict of one case; with an observer effect nothing passes."""
+        found = self.result(case)
+        judged = found.judged[case.tap]
+        if found.observer and not judged.different:
+            why = f"observer effect: low values differ with and without shadow, first {found.observer[0]}"
+            return replace(judged, cls=VerdictClass.NOT_JUDGED, reasons=[why, *judged.reasons])
+        return judged
 
     def known(self, case: ParityCase) -> str | None:
         """Return why the pair accepts a precision difference at the case's tap, None where it does not."""
-        pair = self.pairs[case.pair]
-        table = pair.known(self.settings.build(pair))
-        facts = self.result(case).facts[case.tap]
-        return table.get(case.tap, table.get(facts.kind))
+        table = self._facts(case).known
+        return table.get(case.tap, table.get(self.result(case).facts[case.tap].kind))
+
+    def _facts(self, case: ParityCase) -> About:
+        held = self._about[case.pair]
+        assert isinstance(held, About)
+        return held
 
     def case_record(self, case: ParityCase) -> dict[str, Any]:
-        """Return the record of one case."""
-        found = self.result(case)
-        judged = found.judged[case.tap]
-        session = self.session(case.pair)
-        tap = next(t for t in session.taps if t.name == case.tap)
-        assert tap.reference is not None
-        assert tap.native is not None
+        """Return the record of one case.
+
+        Raises:
+            ParityError: the pair cannot be loaded or run.
+        """
+        state = self._state(case)
+        found, judged, place = state.result, self.judged(case), self._facts(case).taps[case.tap]
         draws = [d[case.tap] for d in found.draws if case.tap in d]
-        under = [w for k, w in session.weights.items() if tap.native.module and k.startswith(tap.native.module + ".")]
         return case_record(
             case_id=case.id,
             pair=case.pair,
@@ -137,24 +158,31 @@ class Engine:
             judged=judged,
             draws=draws,
             limits=found.limits,
-            paths=(tap.reference.path, tap.native.path),
+            paths=(place.reference, place.native),
             drift=found.drift.get(case.tap, 0.0),
-            first=found.first_different,
-            likely=likely_causes(judged, draws[0], under, found.dtypes.get(case.tap, ({}, {}))) if draws else [],
+            first=state.first_different,
+            likely=likely_causes(judged, draws[0], place.wrong, found.dtypes.get(case.tap, ({}, {}))) if draws else [],
             known=self.known(case) if judged.different and not judged.logic else None,
-            order=[t.name for t in session.taps].index(case.tap),
+            order=place.order,
         )
 
     def state_record(self, case: ParityCase) -> dict[str, Any]:
-        """Return what all cases of a pair and state have in common."""
-        found = self.result(case)
+        """Return what all cases of a pair and state have in common; the same object each time.
+
+        Raises:
+            ParityError: the pair cannot be loaded or run.
+        """
+        return self._state(case).record
+
+    def _described(self, case: ParityCase, session: PairSession, found: StateResult) -> dict[str, Any]:
         tests = sum(j.tests for j in found.judged.values())
         return {
             "pair": case.pair,
             "state": case.state,
             "lora": case.lora,
             "variant": case.variant,
-            **self._about[case.pair],
+            **self._facts(case).record,
+            "lora_targets": len(session.adapter.targets) if case.lora and session.adapter is not None else 0,
             "tokens": found.tokens,
             "draws": len(found.draws),
             "seed": self.settings.options.seed,
@@ -174,67 +202,3 @@ class Engine:
             "false_alarm_rate": false_alarm_rate(found.limits, tests),
             "seconds": found.seconds,
         }
-
-    def _remember(self, name: str, session: PairSession) -> None:
-        if name not in self._about:
-            self._about[name] = about(session)
-
-
-def about(session: PairSession) -> dict[str, Any]:
-    """Describe a loaded pair: what was built, from where, with which weights."""
-    pair, build = session.pair, session.build
-    return {
-        "size": build.size,
-        "dtype": str(build.dtype).removeprefix("torch."),
-        "device": str(build.device),
-        "weights_seed": build.seed,
-        "reference": _side(session.reference),
-        "native": _side(session.native),
-        "substitutes": sorted({*pair.reference.substitutes(), *pair.native.substitutes()}),
-        "absent_taps": absent_taps(session.taps),
-        "declared": dict(pair.declared),
-        "weight_differences": weight_differences(session.weights),
-        "stored_weight_rounding": sum(w.finer is not None or w.native_finer for w in session.weights.values()),
-        "blind_spots": [*blind_spots("reference", session.reference.model), *blind_spots("native", session.native.model)],
-        "lora_targets": 0 if session.adapter is None else len(session.adapter.targets),
-    }
-
-
-def _side(loaded: LoadedSide) -> dict[str, Any]:
-    weights = tensors_of(loaded.model)
-    dtypes = sorted({str(w.dtype).removeprefix("torch.") for w in weights.values()})
-    return {
-        "name": loaded.side.name,
-        "source": _source(loaded.side),
-        "class": type(loaded.model).__qualname__,
-        "parameters": sum(p.numel() for p in loaded.model.parameters()),
-        "dtypes": dtypes,
-        "weights": hash_weights(weights),
-    }
-
-
-def _source(side: Side) -> dict[str, Any]:
-    try:
-        return dict(describe_source(side.source.module, side.source.distribution, side.source.checkout))
-    except ParityError as error:
-        return {"module": side.source.module, "unknown": str(error).splitlines()[0]}
-
-
-def blind_spots(side: str, model: nn.Module) -> list[str]:
-    """Say which bugs these weights cannot show: gains all 1, biases all 0, float32 values that bfloat16 holds exactly."""
-    named = list(model.named_parameters())
-    gains = [p for n, p in named if p.dim() == 1 and n.endswith("weight")]
-    biases = [p for n, p in named if n.endswith("bias")]
-    wide = [p for _, p in named if p.dtype == torch.float32 and p.numel() > 1]
-    found = []
-    if gains and all(_all(p, 1.0) for p in gains):
-        found.append(f"{side}: all {len(gains)} norm gains are exactly 1: a dropped or misplaced gain cannot show")
-    if biases and all(_all(p, 0.0) for p in biases):
-        found.append(f"{side}: all {len(biases)} biases are exactly 0: a dropped bias cannot show")
-    if wide and all(bool((p == p.bfloat16()).all()) for p in wide):
-        found.append(f"{side}: all float32 weights are exactly representable in bfloat16: a down-cast cannot show")
-    return found
-
-
-def _all(parameter: Tensor, value: float) -> bool:
-    return bool((parameter == value).all())

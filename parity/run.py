@@ -13,6 +13,7 @@ from parity.execution.tap import Tap
 from parity.impact import Impact, Nudge
 from parity.numerics.evidence import Evidence
 from parity.numerics.limits import Limits, limits_for
+from parity.numerics.metrics import ClassicMetrics
 from parity.numerics.verdict import Judged, TapFacts, judge, settle
 from parity.session import PairSession
 
@@ -35,6 +36,8 @@ class StateResult:
     tokens: int
     seconds: dict[str, float]
     limits: Limits = field(default_factory=Limits)
+    compiled: dict[str, ClassicMetrics] = field(default_factory=dict)
+    """Per compiled side, its output compiled against eager."""
     dtypes: dict[str, tuple[Mapping[str, int], Mapping[str, int]]] = field(default_factory=dict)
     """Per tap, in which dtypes each side ran the ops of the segment that ends there."""
 
@@ -122,6 +125,7 @@ def _result(
         tokens=_tokens(first, facts),
         seconds=dict(seconds),
         limits=limits,
+        compiled=first.compiled,
         dtypes={f.name: (first.reference.segment_before(f.name), first.native.segment_before(f.name)) for f in facts},
     )
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
-import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from parity.environment import describe_environment
+from parity.errors import RecordError
 from parity.io.atomic import locked
 from parity.io.records import write_record
 from parity.report.record import run_record
@@ -28,6 +30,7 @@ class RunBook:
         self.states: dict[tuple[str, str], dict[str, Any]] = {}
         self.path: Path | None = None
         self._complete = True
+        self._hold: ExitStack | None = None
 
     def add_case(self, record: dict[str, Any]) -> None:
         """Add or replace a case, by id."""
@@ -41,6 +44,10 @@ class RunBook:
     def judged(self) -> int:
         """How many cases got a verdict."""
         return sum(c["outcome"] in _JUDGED for c in self.cases.values())
+
+    def judged_of(self, pair: str) -> int:
+        """Return how many cases of a pair got a verdict."""
+        return sum(c["outcome"] in _JUDGED and c["pair"] == pair for c in self.cases.values())
 
     @property
     def shown_path(self) -> str:
@@ -57,27 +64,43 @@ class RunBook:
         states, cases = list(self.states.values()), list(self.cases.values())
         return run_record(describe_environment(), states, cases, now, self._complete)
 
+    def hold(self) -> None:
+        """Take the right to write the record until `write` or `release`, so that two runs never take turns at it.
+
+        Raises:
+            RecordError: another run has it, or the folder cannot be written.
+        """
+        if self._hold is None:
+            with ExitStack() as stack, _worded(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(self.folder / "parity.json"))
+                self._hold = stack.pop_all()
+
+    def release(self) -> None:
+        """Give the right to write the record back."""
+        if self._hold is not None:
+            self._hold.close()
+            self._hold = None
+
     def write(self, complete: bool = True) -> Path:
         """Write the record: temporary file, fsync, rename; a second run writing the same one is an error.
 
         Raises:
-            RecordError: another run writes it now.
+            RecordError: another run writes it now, or it cannot be written; what was there before is untouched.
         """
         self._complete = complete
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "parity.json"
-        with locked(path):
-            self.path = write_record(path, self.record())
+        self.hold()
+        try:
+            with _worded(self.folder):
+                self.path = write_record(self.folder / "parity.json", self.record())
+        finally:
+            self.release()
         return self.path
 
-    def as_json(self) -> str:
-        """Return everything as text, to travel from a worker."""
-        return json.dumps([list(self.cases.values()), list(self.states.values())])
 
-    def merge(self, text: str) -> None:
-        """Take in what another process found."""
-        cases, states = json.loads(text)
-        for case in cases:
-            self.add_case(case)
-        for state in states:
-            self.add_state(state)
+@contextmanager
+def _worded(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RecordError(f"no record can be written below {folder}: {error.strerror or error}") from error

@@ -54,13 +54,21 @@ class Runner:
     taps: Sequence[Tap]
     around: Callable[[nn.Module, Inputs], AbstractContextManager[Any]] = lambda model, inputs: nullcontext()
 
-    def run(self, inputs: Inputs, restart: Restart | None = None, shadow: Shadow | None = None) -> Trace:
+    @property
+    def is_compiled(self) -> bool:
+        """Whether a part of the model is compiled (`torch.compile` or `Module.compile`)."""
+        return any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in self.model.modules())
+
+    def run(
+        self, inputs: Inputs, restart: Restart | None = None, shadow: Shadow | None = None, *, compiled: bool = False
+    ) -> Trace:
         """Run one forward and return its trace.
 
         Args:
             inputs: what the pair feeds to both sides.
             restart: lockstep: what each tap goes on with; None: free-running.
             shadow: a shadow to run under; None: plain.
+            compiled: let compiled parts run compiled; else all runs eagerly.
 
         Raises:
             TapError: taps were not reached.
@@ -69,7 +77,8 @@ class Runner:
         seen = _Recorder(restart, shadow)
         hooks = TapHooks(self.model, self.taps, self.side, seen)
         try:
-            with torch.no_grad(), hooks.attached(), self.around(self.model, inputs), _eager(), shadow or nullcontext():
+            stance = nullcontext() if compiled else _eager()
+            with torch.no_grad(), hooks.attached(), self.around(self.model, inputs), stance, shadow or nullcontext():
                 out = self.output(self.call(self.model, inputs))
         except (ParityError, KeyboardInterrupt):
             raise

@@ -300,7 +300,8 @@ def _blind(
     # A tap of a few rows, or outside the blocks, is an island of its own: its whole rounding is judged.
     is_island = not f.block or max(e.rows for e in found) < limits.island_rows * token_rows
     if not is_island and worst > limits.coherence:
-        text = f"no power: the reference's own rounding is structured: coherence {worst:.1f} (limit {limits.coherence:.0f})"
+        limit = f"(limit {limits.coherence:.0f})"
+        text = f"no power: the reference's own rounding is structured: coherence {worst:.1f} {limit}"
         return Judged(f.name, VerdictClass.NOT_JUDGED, [text])
     if is_island:
         return None

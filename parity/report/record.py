@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -34,7 +35,7 @@ def case_record(
     order: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """Return the record of one case; numbers are the worst over draws."""
-    worst = max(draws, key=lambda e: (e.logic_error, e.metrics.rel_l2)) if draws else None
+    worst = max(draws, key=lambda e: (_nan_last(e.logic_error), _nan_last(e.metrics.rel_l2))) if draws else None
     return {
         "id": case_id,
         "pair": pair,
@@ -69,6 +70,37 @@ def case_record(
         "reference_noise": worst.noise if worst else None,
         "metrics": worst.metrics.as_dict() if worst else None,
     }
+
+
+def unjudged_record(
+    *, case_id: str, pair: str, state: str, tap: str, outcome: str, text: str, order: int = 0
+) -> dict[str, Any]:  # fmt: skip
+    """Return the record of a case without a verdict: its pair or state raised (`error`), or is not here (`skipped`)."""
+    return {
+        **_BLANK,
+        "id": case_id,
+        "pair": pair,
+        "state": state,
+        "tap": tap,
+        "outcome": outcome,
+        "order": order,
+        "reasons": text.splitlines(),
+    }
+
+
+_BLANK: dict[str, Any] = {
+    "id": "", "pair": "", "state": "", "tap": "", "reference_path": None, "native_path": None,
+    "verdict": VerdictClass.NOT_JUDGED.value, "outcome": "error", "known": None, "order": 0, "logic": False,
+    "precision": None, "amber": False, "reasons": [], "likely": [], "first_different": None, "logic_error": None,
+    "logic_limit": None, "logic_error_of_constants": None, "rounding_excess": {}, "shown_by": "", "impact": None,
+    "impact_limit": None, "drift": None, "reference_dtype": None, "native_dtype": None,
+    "excess_after_rounding_both": None, "rows": [], "excluded_rows": [], "coherence": None, "reference_noise": None,
+    "metrics": None,
+}  # fmt: skip
+
+
+def _nan_last(value: float) -> float:
+    return math.inf if math.isnan(value) else value
 
 
 def _excesses(draws: Sequence[Evidence]) -> dict[str, dict[str, float]]:

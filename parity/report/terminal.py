@@ -15,7 +15,23 @@ def render_run(record: Mapping[str, Any], width: int = 80, color: bool = False) 
     for state in record["pairs"]:
         cases = [c for c in record["cases"] if c["pair"] == state["pair"] and c["state"] == state["state"]]
         lines += _state(state, cases, width, color)
-    return "\n".join(lines)
+    return "\n".join([*lines, *_not_run(record, width, color)])
+
+
+def _not_run(record: Mapping[str, Any], width: int, color: bool) -> list[str]:
+    """Say of which pairs nothing ran, and why: once per pair and reason."""
+    ran = {(s["pair"], s["state"]) for s in record["pairs"]}
+    reasons: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for case in record["cases"]:
+        if (case["pair"], case["state"]) not in ran:
+            reasons.setdefault((case["pair"], case["outcome"], "; ".join(case["reasons"])), []).append(case)
+    lines = []
+    for (pair, outcome, reason), cases in reasons.items():
+        states = ", ".join(dict.fromkeys(str(c["state"]) for c in cases))
+        word = "skipped" if outcome == "skipped" else "could not be run"
+        mark = (_YELLOW if outcome == "skipped" else _RED) if color else ""
+        lines += [*_wrapped(pair, f"{len(cases)} cases {word} ({states}): {reason}", width, mark), ""]
+    return lines
 
 
 def render_case(case: Mapping[str, Any], width: int = 80) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+_MORE = 3
+"""Lines of an error besides its first, and besides how to rerun: five in all."""
+
 
 def failure_text(case: Mapping[str, Any], rerun: str) -> str:
     """Word a failed or warned case: what differs, the numbers with their limits, where it starts, why, how to rerun."""
@@ -13,6 +16,13 @@ def failure_text(case: Mapping[str, Any], rerun: str) -> str:
         lines.append(f"  likely: {'; '.join(case['likely'])}")
     lines.append(f"  rerun: {rerun}")
     return "\n".join(lines)
+
+
+def error_text(case: Mapping[str, Any], rerun: str) -> str:
+    """Word a case whose pair or state could not be run: what was raised, and how to rerun."""
+    first, *more = case["reasons"] or ["no reason was given"]
+    shown = more if len(more) <= _MORE else [*more[: _MORE - 1], f"... ({len(more) - _MORE + 1} more lines)"]
+    return "\n".join([f"{case['id']}: {first}", *(f"  {line.strip()}" for line in shown), f"  rerun: {rerun}"])
 
 
 def headline(case: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ WEIGHTS = BASE | {"numerics", "weights"}
 DATA = WEIGHTS | {"execution", "lora", "pair"}
 RUN = DATA | {"session", "draws", "impact", "run"}
 """Everything a case needs, from a pair to its verdicts."""
-SERVICES = {"case", "choices", "discover", "engine", "environment", "inventory", "runs", "io", "report", "diagnose"}
+SERVICES = {"about", "case", "choices", "discover", "engine", "environment", "inventory", "parallel", "runs", "io", "report", "diagnose"}
 
 LAYERS: dict[str, frozenset[str]] = {
     "errors": frozenset(),
@@ -38,8 +38,11 @@ LAYERS: dict[str, frozenset[str]] = {
     "run": RUN - {"run"} | {"diagnose"},
     "report": BASE | {"numerics", "diagnose"},
     "io": BASE | {"weights", "execution", "report"},
+    "failures": BASE,
+    "about": RUN | {"case", "io"},
+    "parallel": frozenset(),
     "strategies": BASE | {"execution"},
-    "engine": RUN | {"case", "diagnose", "report", "io"},
+    "engine": RUN | {"about", "case", "diagnose", "failures", "report"},
     "runs": BASE | {"environment", "report", "io"},
     "inventory": DATA | {"discover", "io"},
     "doctor": BASE | {"environment", "pair", "discover", "inventory"},
@@ -49,7 +52,7 @@ LAYERS: dict[str, frozenset[str]] = {
 """What each folder or file may import of the others; itself and the package's own name always."""
 
 LIBRARIES = {
-    "pytest": {"plugin"}, "_pytest": {"plugin"}, "xdist": {"plugin"}, "hypothesis": {"strategies"},
+    "pytest": {"plugin"}, "_pytest": {"plugin"}, "xdist": {"parallel"}, "hypothesis": {"strategies"},
     "typer": {"cli"}, "click": {"cli"}, "rich": {"cli"}, "safetensors": {"io"}, "tempfile": {"io"}, "fcntl": {"io"},
 }  # fmt: skip
 NO_TORCH = {"errors", "registry"}

@@ -1,0 +1,146 @@
+"""What a run keeps of a loaded pair: what was built, from where, with which weights. Holds no tensor and no model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from parity.case import absent_taps
+from parity.errors import ParityError, WrongSource
+from parity.execution.tap import Tap
+from parity.io.hashing import hash_weights
+from parity.io.sources import check_imported_from, describe_source
+from parity.pair import Side
+from parity.session import LoadedSide, PairSession, weight_differences
+from parity.weights.load import WeightComparison, tensors_of
+
+
+@dataclass(frozen=True)
+class TapPlace:
+    """Where a tap is: its place in execution order and its path on each side."""
+
+    order: int
+    reference: str
+    native: str
+    wrong: tuple[WeightComparison, ...]
+    """Weights of the native's module that are not the reference's."""
+
+
+@dataclass(frozen=True)
+class About:
+    """A pair as it was loaded.
+
+    Args:
+        record: what all its states share in a record.
+        taps: taps both sides have, by name.
+        known: accepted precision differences, by tap or kind of tap.
+    """
+
+    record: dict[str, Any]
+    taps: Mapping[str, TapPlace]
+    known: Mapping[str, str] = field(default_factory=dict)
+
+
+def about(session: PairSession) -> About:
+    """Describe a loaded pair.
+
+    Raises:
+        WrongSource: a side does not run the code the pair declares.
+    """
+    for loaded in (session.reference, session.native):
+        check_source(loaded)
+    wrong = [w for w in session.weights.values() if w.differs]
+    taps = {t.name: _place(n, t, wrong) for n, t in enumerate(session.taps) if t.reference and t.native}
+    return About(_record(session), taps, dict(session.pair.known(session.build)))
+
+
+def _place(order: int, tap: Tap, wrong: list[WeightComparison]) -> TapPlace:
+    assert tap.reference is not None
+    assert tap.native is not None
+    under = f"{tap.native.module}." if tap.native.module else None
+    mine = tuple(w for w in wrong if under is not None and w.native_key.startswith(under))
+    return TapPlace(order, tap.reference.path, tap.native.path, mine)
+
+
+def _record(session: PairSession) -> dict[str, Any]:
+    pair, build = session.pair, session.build
+    return {
+        "size": build.size,
+        "dtype": str(build.dtype).removeprefix("torch."),
+        "device": str(build.device),
+        "weights_seed": build.seed,
+        "reference": _side(session.reference),
+        "native": _side(session.native),
+        "substitutes": sorted({*pair.reference.substitutes(), *pair.native.substitutes()}),
+        "absent_taps": absent_taps(session.taps),
+        "declared": dict(pair.declared),
+        "weight_differences": weight_differences(session.weights),
+        "stored_weight_rounding": sum(w.finer is not None or w.native_finer for w in session.weights.values()),
+        "blind_spots": [*blind_spots("reference", session.reference.model), *blind_spots("native", session.native.model)],
+    }
+
+
+def _side(loaded: LoadedSide) -> dict[str, Any]:
+    weights = tensors_of(loaded.model)
+    dtypes = sorted({str(w.dtype).removeprefix("torch.") for w in weights.values()})
+    return {
+        "name": loaded.side.name,
+        "source": _source(loaded.side),
+        "class": type(loaded.model).__qualname__,
+        "parameters": sum(p.numel() for p in loaded.model.parameters()),
+        "dtypes": dtypes,
+        "weights": hash_weights(weights),
+    }
+
+
+def _source(side: Side) -> dict[str, Any]:
+    try:
+        return dict(describe_source(side.source.module, side.source.distribution, side.source.checkout))
+    except ParityError as error:
+        return {"module": side.source.module, "unknown": str(error).splitlines()[0]}
+
+
+def check_source(loaded: LoadedSide) -> None:
+    """Check that a side runs the code it declares: a class of the declared module, imported from the named checkout.
+
+    Raises:
+        WrongSource: it does not.
+    """
+    source = loaded.side.source
+    running = {type(m).__module__ for m in loaded.model.modules()}
+    if not any(module == source.module or module.startswith(source.module + ".") for module in running):
+        own = type(loaded.model)
+        raise WrongSource(
+            f"the {loaded.label} {loaded.side.name!r} runs {own.__qualname__} of {own.__module__}, "
+            f"and no class of {source.module}, which the pair declares\n"
+            "name the module that is to be judged in Source(module=...), or mend what `build` imports"
+        )
+    checkout = os.environ.get(source.checkout or "", "")
+    if checkout and not source.bundled:
+        check_imported_from(source.module, Path(checkout).expanduser())
+
+
+def blind_spots(side: str, model: nn.Module) -> list[str]:
+    """Say which bugs these weights cannot show: gains all 1, biases all 0, float32 values that bfloat16 holds exactly."""
+    named = list(model.named_parameters())
+    gains = [p for n, p in named if p.dim() == 1 and n.endswith("weight")]
+    biases = [p for n, p in named if n.endswith("bias")]
+    wide = [p for _, p in named if p.dtype == torch.float32 and p.numel() > 1]
+    found = []
+    if gains and all(_all(p, 1.0) for p in gains):
+        found.append(f"{side}: all {len(gains)} norm gains are exactly 1: a dropped or misplaced gain cannot show")
+    if biases and all(_all(p, 0.0) for p in biases):
+        found.append(f"{side}: all {len(biases)} biases are exactly 0: a dropped bias cannot show")
+    if wide and all(bool((p == p.bfloat16()).all()) for p in wide):
+        found.append(f"{side}: all float32 weights are exactly representable in bfloat16: a down-cast cannot show")
+    return found
+
+
+def _all(parameter: Tensor, value: float) -> bool:
+    return bool((parameter == value).all())
