@@ -8,18 +8,20 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from parity.errors import ModelFailed, ParityError
 from parity.execution.passes import Runner
 from parity.execution.roots import EXACT_ABOVE, build_remembering, pruned, roots_of
 from parity.execution.shadow import Shadow
-from parity.execution.storage import ShadowTable
+from parity.execution.storage import ShadowTable, bits
 from parity.execution.tap import Inputs, Tap
 from parity.lora.adapter import LoraAdapter
 from parity.lora.apply import applied
 from parity.lora.mapping import map_adapter
 from parity.pair import Build, ModelPair, Side
+from parity.weights.keymap import KeyMap
 from parity.weights.load import WeightComparison, finer_sources, load_native, tensors_of
 
 
@@ -116,6 +118,19 @@ class PairSession:
         self.native.finer = {
             id(held[key]): c.finer for key, c in self.weights.items() if c.finer is not None and key in held
         }
+        if any(c.native_finer for c in self.weights.values()):
+            self.reference.finer = self._finer_reference(key_map)
+
+    def _finer_reference(self, key_map: KeyMap) -> dict[int, Tensor]:
+        """Return the native's values of reference parameters that are their rounding: what both were stored from."""
+        source, target = tensors_of(self.reference.model), tensors_of(self.native.model)
+        plan = key_map.plan({k: v.shape for k, v in source.items()}, {k: v.shape for k, v in target.items()})
+        held = dict(self.reference.model.named_parameters())
+        return {
+            id(held[key]): value
+            for key, value in plan.reference_tensors(target).items()
+            if key in held and value.dtype != held[key].dtype and torch.equal(value.to(held[key].dtype), held[key])
+        }
 
     @cached_property
     def adapter(self) -> LoraAdapter | None:
@@ -139,7 +154,11 @@ class PairSession:
         with ExitStack() as stack:
             for side, adapter in ((self.reference, self.adapter), (self.native, self.native_adapter)):
                 put = side.side.apply_lora or applied
+                before = _target_weights(side.model, adapter)
                 stack.enter_context(put(side.model, adapter))
+                merged = _merged_weights(side, adapter, before)
+                stack.callback(setattr, side, "finer", side.finer)
+                side.finer = {**side.finer, **merged}
             yield
 
     def inputs(self, seed: int, variant: str = "") -> dict[str, Any]:
@@ -158,6 +177,32 @@ class PairSession:
     def close(self) -> None:
         """Leave what surrounds the sides (process groups, environment)."""
         self._open.close()
+
+
+def _target_weights(model: nn.Module, adapter: LoraAdapter) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the weight of each target, and a copy of it."""
+    modules = dict(model.named_modules())
+    weights = {path: getattr(modules.get(path), "weight", None) for path in adapter.targets}
+    return {path: (w, w.detach().clone()) for path, w in weights.items() if isinstance(w, Tensor)}
+
+
+def _merged_weights(
+    side: LoadedSide, adapter: LoraAdapter, before: Mapping[str, tuple[Tensor, Tensor]]
+) -> dict[int, Tensor]:
+    """Return the exact values of weights an adapter was merged into: stored-weight rounding, not another function.
+
+    A weight that is not what merging the adapter gives, to two units in the last place, keeps its stored values.
+    """
+    found = {}
+    for path, (weight, old) in before.items():
+        if torch.equal(weight, old):
+            continue
+        finer = side.finer.get(id(weight), old).double() + adapter.targets[path].delta().to(old.device)
+        unit = 2.0 ** (2 - bits(weight.dtype))
+        slack = unit * finer.abs().clamp_min(torch.finfo(weight.dtype).tiny)
+        if bool(((weight.double() - finer).abs() <= slack).all()):
+            found[id(weight)] = finer
+    return found
 
 
 @contextmanager

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fixtures.tiny import tiny_pair
 from parity.io.records import read_record
@@ -107,15 +109,24 @@ class Project:
         return self.calls.read_text().split() if self.calls.exists() else []
 
 
-@pytest.fixture(scope="session", autouse=True)
-def imported_once() -> None:
-    """Let torch import what it imports late: pytester forgets modules that a run inside it imports first."""
+@pytest.fixture(scope="package", autouse=True)
+def quick() -> Iterator[None]:
+    """Run on one thread, and let torch import what it imports late.
+
+    On a busy machine two threads wait far longer for each other than these models take, and pytester forgets modules
+    that a run inside it is the first to import.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     with opened(tiny_pair(), Build()) as session:
         run_state(session, lora=True)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Project:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return Project(pytester)

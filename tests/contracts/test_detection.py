@@ -1,0 +1,78 @@
+"""Planted bugs are found where they first show, nothing benign is, and where the method is blind it says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from fixtures.pairs.longcat import PAIR, inputs_of
+from fixtures.plants import PLANTS, Plant
+from parity.numerics.verdict import VerdictClass
+from parity.pair import Build
+from parity.run import Options, StateResult, run_state
+from parity.session import LoadedSide, PairSession
+
+TOKENS = 128
+BLIND_AT_128 = {"gate_low", "rope_low", "rms_low", "bias_rounded", "rms_gain_fp32"}
+"""Seen from about a thousand tokens on: see docs/method.md."""
+
+Run = Callable[[str, torch.dtype], StateResult]
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    """Return a function that runs one plant; references and their passes are shared."""
+    references: dict[torch.dtype, LoadedSide] = {}
+    traces: dict[torch.dtype, dict[Any, Any]] = {torch.float32: {}, torch.bfloat16: {}}
+    base = replace(PAIR, inputs=partial(inputs_of, tokens=TOKENS))
+
+    def run_plant(name: str, dtype: torch.dtype) -> StateResult:
+        session = PairSession(PLANTS[name].apply(base), Build(dtype=dtype), references.get(dtype))
+        references[dtype], session.traces = session.reference, traces[dtype]
+        return run_state(session, name.startswith("lora_"), Options(singles=0))
+
+    return run_plant
+
+
+def expressible(kind: str) -> list[Any]:
+    cases = [(p, d) for p in PLANTS.values() if p.kind == kind for d in p.dtypes]
+    return [pytest.param(p, d, id=f"{p.name}-{str(d).removeprefix('torch.')}") for p, d in cases]
+
+
+@pytest.mark.parametrize(("plant", "dtype"), expressible("logic"))
+def test_logic_bugs_fail_where_they_first_show(run: Run, plant: Plant, dtype: torch.dtype) -> None:
+    result = run(plant.name, dtype)
+    assert result.first_different is not None
+    assert result.facts[result.first_different].kind == plant.expect
+    assert result.judged[result.first_different].logic
+    assert result.judged[result.first_different].fails
+
+
+@pytest.mark.parametrize(("plant", "dtype"), expressible("precision"))
+def test_lost_precision_is_found_or_said_to_be_out_of_sight(run: Run, plant: Plant, dtype: torch.dtype) -> None:
+    result = run(plant.name, dtype)
+    right = [j for n, j in result.judged.items() if result.facts[n].kind == plant.expect]
+    if plant.name in BLIND_AT_128 and dtype == torch.bfloat16:
+        assert result.first_different is None
+        blind = [n for n, j in result.judged.items() if j.cls is VerdictClass.NOT_JUDGED]
+        assert blind, "a method that is blind must say so, not pass"
+    else:
+        assert any(j.different and not j.logic for j in right)
+
+
+@pytest.mark.parametrize(("plant", "dtype"), expressible("benign"))
+def test_nothing_benign_differs(run: Run, plant: Plant, dtype: torch.dtype) -> None:
+    result = run(plant.name, dtype)
+    assert {n: j.reasons for n, j in result.judged.items() if j.different} == {}
+
+
+def test_a_healthy_pair_passes_everywhere(run: Run) -> None:
+    result = run("threads", torch.bfloat16)
+    assert {j.cls for j in result.judged.values()} <= {VerdictClass.BIT_EXACT, VerdictClass.SAME}
+    assert result.observer == []
+    assert result.events == {}
