@@ -31,7 +31,7 @@ def describe_source(module_name: str, distribution: str | None = None, checkout_
     return {
         "module": module_name,
         "distribution": distribution,
-        "version": _version(distribution),
+        "version": _version(distribution, file.parents[module_name.count(".")]),
         "commit": commit,
         "dirty": dirty,
         "file": _relative(file, root, module_name),
@@ -75,9 +75,12 @@ def _found(module_name: str) -> str | None:
     return spec.origin if spec else None
 
 
-def _version(distribution: str | None) -> str | None:
+def _version(distribution: str | None, beside: Path) -> str | None:
+    """Return the version of the distribution the module came with: unpacked beside it, or installed."""
     if distribution is None:
         return None
+    for found in metadata.distributions(name=distribution, path=[str(beside)]):
+        return found.version
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
