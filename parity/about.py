@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from parity.case import absent_taps
-from parity.errors import ParityError, WrongSource
+from parity.errors import ParityError, TapError, UsageError, WrongSource
+from parity.execution.passes import OUTPUT
 from parity.execution.tap import Tap
 from parity.io.hashing import hash_weights
 from parity.io.sources import check_imported_from, describe_source
@@ -52,12 +53,39 @@ def about(session: PairSession) -> About:
 
     Raises:
         WrongSource: a side does not run the code the pair declares.
+        TapError: no tap exists on both sides, or the output is not among them.
+        UsageError: `known` or `declared` names no tap.
     """
     for loaded in (session.reference, session.native):
         check_source(loaded)
+    check_taps(session)
     wrong = [w for w in session.weights.values() if w.differs]
     taps = {t.name: _place(n, t, wrong) for n, t in enumerate(session.taps) if t.reference and t.native}
     return About(_record(session), taps, dict(session.pair.known(session.build)))
+
+
+def check_taps(session: PairSession) -> None:
+    """Check that the output is judged, and that what is accepted names taps: a misspelt one would accept nothing.
+
+    Raises:
+        TapError: no tap exists on both sides, or the output is not among them.
+        UsageError: `known` or `declared` names no tap.
+    """
+    pair, taps = session.pair, [t for t in session.taps if t.reference and t.native]
+    if not taps:
+        raise TapError(f"{pair.name}: no tap exists on both sides; nothing would be compared")
+    if OUTPUT not in {t.name for t in taps}:
+        raise TapError(
+            f"{pair.name}: there is no tap {OUTPUT!r}: what differs behind the last tap would not be seen\n"
+            f"add Tap({OUTPUT!r}, Point(''), Point(''), replace=False, channel_dim=1)"
+        )
+    names, kinds = {t.name for t in session.taps}, {t.kind for t in session.taps}
+    for field_name, given, valid in (
+        ("known", pair.known(session.build), names | kinds), ("declared", pair.declared, names)
+    ):  # fmt: skip
+        for name in given:
+            if name not in valid:
+                raise UsageError.unknown(f"tap in `{field_name}` of {pair.name}", name, valid)
 
 
 def _place(order: int, tap: Tap, wrong: list[WeightComparison]) -> TapPlace:
@@ -82,7 +110,7 @@ def _record(session: PairSession) -> dict[str, Any]:
         "declared": dict(pair.declared),
         "weight_differences": weight_differences(session.weights),
         "stored_weight_rounding": sum(w.finer is not None or w.native_finer for w in session.weights.values()),
-        "blind_spots": [*blind_spots("reference", session.reference.model), *blind_spots("native", session.native.model)],
+        "blind_spots": [s for side in (session.reference, session.native) for s in blind_spots(side.label, side.model)],
     }
 
 
@@ -127,7 +155,7 @@ def check_source(loaded: LoadedSide) -> None:
 
 
 def blind_spots(side: str, model: nn.Module) -> list[str]:
-    """Say which bugs these weights cannot show: gains all 1, biases all 0, float32 values that bfloat16 holds exactly."""
+    """Say which bugs these weights cannot show: gains all 1, biases all 0, float32 values that bfloat16 holds."""
     named = list(model.named_parameters())
     gains = [p for n, p in named if p.dim() == 1 and n.endswith("weight")]
     biases = [p for n, p in named if n.endswith("bias")]

@@ -62,7 +62,7 @@ def all_cases(pairs: Iterable[tuple[ModelPair, Build]]) -> list[ParityCase]:
 
 
 def _some_cases_of(pair: ModelPair, build: Build) -> list[ParityCase]:
-    """List a pair's cases, never none: an empty parametrisation would pass, and an error here would stop other pairs."""
+    """List a pair's cases, never none: no parameters would pass, and an error here would stop other pairs."""
     try:
         cases = list(cases_of(pair, build))
     except Exception:

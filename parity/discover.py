@@ -6,13 +6,12 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
 from parity.errors import UsageError
 from parity.pair import ModelPair
-
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -34,7 +33,7 @@ def discover(paths: Sequence[Path]) -> dict[str, ModelPair]:
                 "a file that is not a pair's is left out where its name starts with an underscore"
             )
         if not _NAME.fullmatch(pair.name):
-            raise UsageError(f"{file.name}: the pair name {pair.name!r} is not lower case with underscores, as in `my_pair`")
+            raise UsageError(f"{file.name}: the pair name {pair.name!r} is not lower case with underscores: my_pair")
         if pair.name in pairs and origin[pair.name].resolve() != file.resolve():
             raise UsageError(f"two files name the pair {pair.name!r}: {origin[pair.name].name} and {file.name}")
         pairs[pair.name], origin[pair.name] = pair, file
@@ -60,7 +59,8 @@ def _files(paths: Sequence[Path]) -> list[Path]:
         elif path.is_file():
             files.append(path)
         else:
-            raise UsageError(f"there is no pair folder {str(path)!r}\nset `parity_pairs` in the pytest configuration, or pass --pairs")
+            way = "set `parity_pairs` in the pytest configuration, or name folders on the command line"
+            raise UsageError(f"there is no pair folder {str(path)!r}\n{way}")
     return files
 
 
@@ -75,19 +75,22 @@ def _imported(file: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     loader = spec.loader
-    return _guarded(file, lambda: (loader.exec_module(module), module)[1])
+
+    def load() -> ModuleType:
+        loader.exec_module(module)
+        return module
+
+    return _guarded(file, load)
 
 
-def _guarded(file: Path, load: object) -> ModuleType:
+def _guarded(file: Path, load: Callable[[], ModuleType]) -> ModuleType:
     try:
-        module = load()  # type: ignore[operator]
+        return load()
     except UsageError:
         raise
     except (Exception, SystemExit) as error:
         words = " ".join(str(error).split())[:300]
         raise UsageError(f"the pair file {file.name} does not import: {type(error).__name__}: {words}") from error
-    assert isinstance(module, ModuleType)
-    return module
 
 
 def _importable_as(file: Path) -> str | None:

@@ -154,7 +154,7 @@ class Draw:
         return self._runner("native").run(self.inputs, self._from_trace(), shadow)
 
     def _from_trace(self) -> FromTrace:
-        shared = [t for t in self.session.taps if t.reference and t.native and t.replace]
+        shared = [t for t in self.session.taps if t.reference and t.native and t.restarts]
         values = {t.name: self._restart_value(t) for t in shared}
         shapes = {name: (v.low.shape, v.parts) for name, v in self.free_native.values.items()}
         return FromTrace(values, shapes, self.inputs)

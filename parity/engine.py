@@ -87,14 +87,16 @@ class Engine:
         """Let go of all models; what was found stays."""
         for name in list(self._sessions):
             self._let_go(name)
+        self._free_memory()
 
     def _let_go(self, name: str) -> None:
         session = self._sessions.pop(name, None)
         if session is not None:
             session.close()
-        del session
-        gc.collect()
-        if torch.cuda.is_available():
+
+    def _free_memory(self) -> None:
+        if self.settings.device.type != "cpu":
+            gc.collect()
             torch.cuda.empty_cache()
 
     def result(self, case: ParityCase) -> StateResult:
@@ -112,7 +114,7 @@ class Engine:
                 self._states[key] = self._run(case)
             except Exception as error:
                 self._states[key] = kept(error, f"running {case.pair} {case.state}")
-                gc.collect()
+                self._free_memory()
         held = self._states[key]
         if isinstance(held, ParityError):
             raise bare(held)
@@ -166,6 +168,12 @@ class Engine:
             order=place.order,
         )
 
+    def _unused(self, case: ParityCase, found: StateResult) -> list[str]:
+        """List accepted differences that are none: the pair can drop them."""
+        differing = [n for n, j in found.judged.items() if j.different]
+        met = {*differing, *(found.facts[n].kind for n in differing)}
+        return sorted(set(self._facts(case).known) - met)
+
     def state_record(self, case: ParityCase) -> dict[str, Any]:
         """Return what all cases of a pair and state have in common; the same object each time.
 
@@ -200,5 +208,6 @@ class Engine:
             "limits": limits_record(found.limits),
             "tests": tests,
             "false_alarm_rate": false_alarm_rate(found.limits, tests),
+            "known_unused": self._unused(case, found),
             "seconds": found.seconds,
         }

@@ -11,7 +11,8 @@ from parity.errors import ModelFailed, ParityError
 
 _INSIDE = (Path(torch.__file__).parent, Path(__file__).parent)
 _MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
-_LONGEST = 200
+_LONGEST, _TOLD = 200, 300
+"""Characters that are shown of what a model raised, and that its `ModelFailed` repeats."""
 
 
 def kept(error: Exception, doing: str) -> ParityError:
@@ -28,8 +29,9 @@ def kept(error: Exception, doing: str) -> ParityError:
         return ModelFailed("\n".join([f"{doing}: {type(error).__name__}: {_shortened(str(error))}", *_place(error)]))
     if cause is None or not isinstance(error, ModelFailed):
         return bare(error)
-    first, *more = str(error).splitlines()
-    return ModelFailed("\n".join([_shortened(first), *_place(cause), *more[:2]]))
+    told = str(cause)[:_TOLD]
+    first, *more = (str(error).replace(told, _shortened(told)) if told else str(error)).splitlines()
+    return ModelFailed("\n".join([first, *_place(cause), *more[:2]]))
 
 
 def bare(error: ParityError) -> ParityError:

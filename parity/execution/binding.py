@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from parity.execution.equivalents import Call
 from parity.execution.leaks import caller_line
-from parity.execution.memory import NAN, ShadowMemory, shadowable
+from parity.execution.memory import NAN, ShadowMemory, leaves, shadowable
 from parity.execution.rules import Rule
-from parity.execution.storage import Entry, geometry, is_float, real_dtype
+from parity.execution.storage import Entry, is_float, real_dtype
 
 CONSTANTS: dict[str, float | None] = {
     "zeros": 0.0, "zeros_like": 0.0, "new_zeros": 0.0, "ones": 1.0, "ones_like": 1.0, "new_ones": 1.0,
@@ -19,10 +19,15 @@ CONSTANTS: dict[str, float | None] = {
 }  # fmt: skip
 
 
+_AFTER_ROUNDING = frozenset({"clamp", "clamp_min", "clamp_max", "hardtanh", "add", "sub"})
+
+
 class ShadowBinder(ShadowMemory):
     """Gives tensors shadows. `exact_above`: outputs above this many elements are taken as exact (build mode)."""
 
     exact_above: int | None = None
+    quantised = False
+    """Whether something was rounded to integers in this pass: only then is it worth looking for what they stand for."""
 
     def exact(self, tensor: Tensor) -> None:
         """Take the tensor's values as they are now as the truth (a restart, a declared constant)."""
@@ -78,14 +83,6 @@ class ShadowBinder(ShadowMemory):
     def _nan(whole: Tensor) -> Tensor:
         return torch.full_like(whole, NAN, dtype=torch.float64)
 
-    def _root_flat(self, whole: Tensor) -> Tensor:
-        finer = self._finer.get(whole.untyped_storage()._cdata)
-        if finer is None:
-            return whole
-        flat = whole.to(self.table.high_dtype(whole.dtype))
-        flat.as_strided(*geometry(finer[0])).copy_(finer[1])
-        return flat
-
     def _reinterpreted(self, tensor: Tensor) -> None:
         """An integer view of float memory is written: bits, not values; the floats are no longer trusted."""
         entry = self.table.find(tensor)
@@ -114,31 +111,50 @@ class ShadowBinder(ShadowMemory):
         high = self._high(source)
         if entry is not None and not (out.is_complex() and not source.is_complex()):
             self.table.share(out, entry, high)
-        elif self._is_plain_root(key) and out.stride() == source.stride() and out.device == source.device:
-            fresh = self.table.new(out)
-            fresh.source = source if source.storage_offset() == 0 else source.clone()
+        elif self._is_plain_root(key) and _same_memory_layout(source, out):
+            self.table.new(out).source = source  # a cached autocast weight: no second copy in high
         else:
             self.table.adopt(out, high.to(self._high_dtype(out)).clone())
 
     def _is_plain_root(self, key: int) -> bool:
-        """Say whether a root's high values are just its low ones, so that a cast of it needs no memory."""
-        return key in self._roots and key not in self._finer and not any(key in t.entries for t in self._memory)
+        """Say whether a root is a parameter whose high values are just its low ones: its cast needs no memory.
 
-    def _integers(self, rule: Rule, args: Any, kwargs: Any, out: Tensor) -> None:
-        """Keep the shadow of quantised activations: of what a cast to 8-bit integers rounded, and of their products."""
-        source = args[0]
-        entry = self.table.find(source) if shadowable(source) else None
-        if entry is None or not shadowable(out):
+        Parameters are not written in a forward; a buffer's cast must not change when the buffer does.
+        """
+        root = self._roots.get(key)
+        known = key in self._finer or any(key in t.entries for t in self._memory)
+        return isinstance(root, nn.Parameter) and not known
+
+    def _integers(self, rule: Rule, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+        """Keep the shadow of quantised activations: of what a cast to 8-bit integers rounded, and of what moves them.
+
+        Integers made of them in any other way are not trusted.
+        """
+        source = args[0] if args else None
+        if not shadowable(out) or out.dtype == torch.bool:
             return
-        if rule.equivalent is not None and self._carries(source):
-            high = rule.equivalent(Call(rule.name, args, kwargs, out, self._map(args), {}))[0]
-        elif out.dtype in (torch.int8, torch.uint8) and is_float(source):
-            high = entry.step if entry.step is not None else self._high(source)
+        if any(isinstance(a, Tensor) and self._carries(a) for a in leaves((args, kwargs))):
+            high = self._quantised_high(rule, func, args, kwargs, out)
+        elif rule.cast and out.dtype in (torch.int8, torch.uint8) and isinstance(source, Tensor) and is_float(source):
+            entry = self.table.find(source)
+            high = entry.step if entry is not None and entry.step is not None else self._high(source)
         else:
             return
+        self.quantised = True
         fresh = self.table.new(out)
         self.table.materialise(out, fresh, None).copy_(high)
         fresh.step = high
+
+    def _quantised_high(self, rule: Rule, func: Any, args: Any, kwargs: Any, out: Tensor) -> Tensor:
+        if rule.equivalent is not None:
+            high = rule.equivalent(Call(rule.name, args, kwargs, out, self._map(args), self._map_kwargs(kwargs)))[0]
+        elif rule.moves or rule.cast:
+            high = self._map(args[0]).clone() if rule.cast else func(*self._map(args), **self._map_kwargs(kwargs))
+        else:
+            self.events[f"{rule.name} of quantised activations at {caller_line()}"] += 1
+            high = None
+        same = isinstance(high, Tensor) and high.shape == out.shape
+        return high if same else torch.full_like(out, NAN, dtype=torch.float64)
 
     def _filled(self, out: Tensor, fill: float) -> None:
         self.table.new(out).fill = fill
@@ -162,16 +178,21 @@ class ShadowBinder(ShadowMemory):
             else:
                 self._filled(out, NAN)
 
-    def _keep_unrounded(self, rule: Rule, args: Any, low: Tensor) -> None:
-        """Remember what a rounding rounded: a cast to int8 that follows is a down-cast, not a decision."""
+    def _keep_unrounded(self, rule: Rule, func: Any, args: Any, kwargs: Any, low: Tensor) -> None:
+        """Remember what a rounding rounded: a cast to int8 that follows is a down-cast, not a decision.
+
+        A zero point added and a saturation in between are done to it too.
+        """
         entry, source = self.table.find(low), args[0]
         if entry is None or not isinstance(source, Tensor) or not shadowable(source):
             return
         if rule.short == "round":
+            self.quantised = True
             entry.step = self._high(source).clone()
-        elif rule.short in ("clamp", "clamp_min", "clamp_max", "hardtanh"):
+        elif rule.short in _AFTER_ROUNDING:
             before = self.table.find(source)
-            entry.step = before.step if before is not None else None
+            if before is not None and before.step is not None and before.step.shape == low.shape:
+                entry.step = func(before.step, *self._map(args[1:]), **self._map_kwargs(kwargs))
 
     def _needs_shadow(self, out: Tensor) -> bool:
         if not is_float(out) or not shadowable(out):
@@ -179,3 +200,9 @@ class ShadowBinder(ShadowMemory):
         if self.knows(out):
             return False  # an alias of something that has one
         return self.exact_above is None or out.numel() <= self.exact_above
+
+
+def _same_memory_layout(source: Tensor, out: Tensor) -> bool:
+    """Say whether a view of `out` can be read off `source` by its geometry."""
+    whole = source.storage_offset() == 0 and source.is_contiguous() and out.is_contiguous()
+    return whole and not source.is_complex() and source.device == out.device

@@ -138,23 +138,35 @@ def _flash(call: Call) -> Sequence[Any]:
     "aten::_scaled_dot_product_fused_attention_overrideable",
 )
 def _biased(call: Call) -> Sequence[Any]:
-    q, k, v, bias = call.high[:4]
-    position = 5 if "overrideable" in call.name else 6
-    causal = call.argument(position + (1 if "overrideable" in call.name else 0), "is_causal", False)
+    q, k, v = call.high[:3]
+    bias = call.argument(3, "attn_bias")
+    causal = call.argument(5 if call.name.endswith("overrideable") else 6, "is_causal", False)
     return [attention(q, k, v, _additive(bias, q), bool(causal), call.high_kwargs.get("scale"))]
 
 
-@equivalent("flash_attn::_flash_attn_forward", "flash_attn_3::fwd")
+@equivalent("flash_attn::_flash_attn_forward")
 def _flash_attn(call: Call) -> Sequence[Any]:
     """flash-attn's fixed-length entry: [B, S, N, D], causal aligned to the bottom right."""
     q, k, v = (t.transpose(1, 2) for t in call.high[:3])
     scale, causal = call.argument(4, "softmax_scale"), call.argument(5, "causal", False)
+    if _other_options(call) or call.argument(3, "dropout_p", 0.0):
+        raise NotImplementedError("dropout, a window, soft cap or ALiBi slope this equivalent does not know")
     bias = None
     if causal:
         shift = k.shape[-2] - q.shape[-2]
         late = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).triu_(1 + shift)
         bias = torch.zeros(late.shape, dtype=q.dtype, device=q.device).masked_fill_(late, -math.inf)
     return [attention(q, k, v, bias, False, scale).transpose(1, 2)]
+
+
+def _other_options(call: Call) -> bool:
+    """Say whether flash-attn was given an option beyond scale and causality: windows, soft cap, slopes, key lengths."""
+    windows = [call.argument(6, "window_size_left", -1), call.argument(7, "window_size_right", -1)]
+    others = [call.argument(8, "softcap", 0.0), call.argument(9, "alibi_slopes")]
+    known = {"softmax_scale", "causal", "window_size_left", "window_size_right", "softcap", "alibi_slopes",
+             "dropout_p", "return_softmax", "q", "k", "v"}  # fmt: skip
+    unknown = [v for k, v in call.low_kwargs.items() if k not in known and v not in (None, False, 0, 0.0)]
+    return any(w not in (-1, None) for w in windows) or any(o not in (0, 0.0, None) for o in others) or bool(unknown)
 
 
 @equivalent("aten::_softmax", "aten::_safe_softmax")
@@ -226,9 +238,23 @@ def _modulo(call: Call) -> Sequence[Any]:
 @equivalent("aten::nan_to_num")
 def _nan_to_num(call: Call) -> Sequence[Any]:
     """Keep what is not trusted as it is: only a NaN of the low side is a number to be replaced."""
-    high = call.high[0]
-    cleaned = torch.nan_to_num(high, *call.high[1:], **call.high_kwargs)
+    high, low = call.high[0], call.low[0]
+    if not low.is_floating_point():
+        return [high]
+    limits = torch.finfo(low.dtype)
+    given = [call.argument(i, n) for i, n in ((1, "nan"), (2, "posinf"), (3, "neginf"))]
+    up, down = (limits.max if given[1] is None else given[1]), (limits.min if given[2] is None else given[2])
+    cleaned = torch.nan_to_num(high, 0.0 if given[0] is None else given[0], up, down)
     return [torch.where(high.isnan() & ~call.low[0].isnan(), float("nan"), cleaned)]
+
+
+@equivalent("aten::nansum", "aten::nanmean", "aten::fmax", "aten::fmin", "aten::copysign")
+def _blind_to_nan(call: Call) -> Sequence[Any]:
+    """These skip NaN, or read only its sign: what is not trusted must not come out as a number."""
+    out = getattr(torch, call.name.split("::")[1])(*call.high, **call.high_kwargs)
+    pairs = [(h, low) for h, low in zip(call.high, call.low, strict=True) if isinstance(h, Tensor)]
+    lost = any(bool((h.isnan() & ~low.isnan()).any()) for h, low in pairs)
+    return [torch.full_like(out, float("nan")) if lost else out]
 
 
 # --- random ops: drawn once, both sides share mask or value -----------------------------------------------------------
@@ -247,7 +273,8 @@ def _dropout(call: Call) -> Sequence[Any]:
 
 @equivalent("aten::_int_mm")
 def _int_mm(call: Call) -> Sequence[Any]:
-    left, right = (t if t.is_floating_point() else t.double() for t in call.high[:2])
+    wide = next((t.dtype for t in call.high[:2] if t.is_floating_point()), torch.float64)
+    left, right = (t.to(wide) for t in call.high[:2])
     return [left @ right]
 
 

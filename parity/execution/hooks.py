@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -167,21 +169,45 @@ def with_element(held: Any, path: Sequence[str], value: Tensor) -> Any:
 
 @contextlib.contextmanager
 def _patched(where: str, result: Callable[[Any], Any]) -> Iterator[None]:
-    """Wrap a function, named "package.module:qualified.name", so that its result is seen."""
-    module_name, _, path = where.partition(":")
-    owner: Any = importlib.import_module(module_name)
-    *outer, last = path.split(".")
-    for name in outer:
-        owner = getattr(owner, name)
-    original = getattr(owner, last, None)
-    if original is None:
-        raise TapError(f"there is no function {path!r} in {module_name}")
+    """Wrap a function, named "package.module:qualified.name", so that its result is seen.
 
+    Methods, static and class methods are wrapped as what they are; an inherited one is put on the class named and taken
+    off again.
+    """
+    owner, name = _function_owner(where)
+    held = inspect.getattr_static(owner, name)
+    own = name in vars(owner)
+    kind = type(held) if isinstance(held, (staticmethod, classmethod)) else None
+    inner: Callable[..., Any] = held.__func__ if kind is not None else held
+
+    @functools.wraps(inner)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        return result(original(*args, **kwargs))
+        return result(inner(*args, **kwargs))
 
-    setattr(owner, last, wrapped)
+    setattr(owner, name, wrapped if kind is None else kind(wrapped))
     try:
         yield
     finally:
-        setattr(owner, last, original)
+        if own:
+            setattr(owner, name, held)
+        else:
+            delattr(owner, name)
+
+
+def _function_owner(where: str) -> tuple[Any, str]:
+    """Return what holds a function, and its name there.
+
+    Raises:
+        TapError: the module does not import, or there is no such function in it.
+    """
+    module_name, _, path = where.partition(":")
+    try:
+        owner: Any = importlib.import_module(module_name)
+    except ImportError as error:
+        raise TapError(f"function tap {where!r}: {error}") from error
+    *outer, last = path.split(".")
+    for name in (*outer, last):
+        if not hasattr(owner, name):
+            raise TapError(f"there is no function {path!r} in {module_name}: {name!r} is missing")
+        owner = getattr(owner, name) if name is not last else owner
+    return owner, last

@@ -47,6 +47,9 @@ class LeakWatch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is Tensor.__setitem__ and isinstance(args[2], float):
+            with self._shadow.number(args[2]):
+                return func(*args, **kwargs)
         out = func(*args, **kwargs)
         if func in _OUT and isinstance(args[0], Tensor):
             self._left(_OUT[func], args[0])

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from parity.execution.leaks import caller_line
-from parity.execution.storage import ShadowTable, geometry, is_float, real_dtype, view_like
+from parity.execution.storage import ShadowTable, geometry, is_float, real_dtype
 
 NAN = float("nan")
 _WORKSPACE_FROM = 1 << 15
@@ -34,10 +35,12 @@ class ShadowMemory:
         self.table = ShadowTable(dtype)
         self.events: Counter[str] = Counter()
         self._roots: dict[int, Tensor] = {}
-        self._finer: dict[int, tuple[Tensor, Tensor]] = {}
+        self._finer: dict[int, list[tuple[Tensor, Tensor]]] = {}
         self._memory, self._as_stored = tuple(memory), as_stored
         self._work: list[Tensor] = []
         self._slot = 0
+        self._leak: str | None = None
+        self._number: float | None = None
         self.declare(roots, finer)
 
     def declare(self, roots: Iterable[Tensor], finer: Mapping[int, Tensor] | None = None) -> None:
@@ -49,11 +52,27 @@ class ShadowMemory:
             self._roots.setdefault(key, root)
             better = finer.get(id(root)) if finer else None
             if better is not None:
-                self._finer[key] = (root, better)
+                self._finer.setdefault(key, []).append((root, better))
 
     def high(self, tensor: Tensor) -> Tensor:
         """Return the shadow values of a tensor, NaN where they are not trusted. Read only."""
+        if not is_float(tensor) and not self._carries(tensor):
+            return tensor.to(torch.float64)  # integers and masks are what the low side decided
         return self._high(tensor)
+
+    @property
+    def leaked(self) -> str | None:
+        """What left torch in this segment, if anything did."""
+        return self._leak
+
+    @contextlib.contextmanager
+    def number(self, value: float) -> Iterator[None]:
+        """Name the Python number that torch wraps into a tensor meanwhile."""
+        self._number = value
+        try:
+            yield
+        finally:
+            self._number = None
 
     def knows(self, tensor: Tensor) -> bool:
         """Say whether the tensor's storage has a shadow or is a root."""
@@ -69,6 +88,8 @@ class ShadowMemory:
         key = tensor.untyped_storage()._cdata
         entry = self.table.entries.get(key)
         if entry is not None:
+            if entry.low_dtype != real_dtype(tensor.dtype):
+                return self._lost(tensor, f"memory of {entry.low_dtype} read as {tensor.dtype}")
             return self.table.read(tensor, entry)
         for table in self._memory:
             remembered = table.entries.get(key)
@@ -80,13 +101,14 @@ class ShadowMemory:
         return self._stray(tensor)
 
     def _root(self, key: int, tensor: Tensor) -> Tensor:
-        finer = self._finer.get(key)
-        if finer is not None:
-            owner, better = finer
+        finer = self._finer.get(key, [])
+        for owner, better in finer:
             if geometry(owner) == geometry(tensor):
                 return self._up(better)
-            whole = torch.empty_like(owner, dtype=self._high_dtype(owner)).copy_(better)
-            return view_like(whole, tensor) if whole.stride() == owner.stride() else self._up(tensor)
+        if finer and not tensor.is_complex():  # a view of a finer root, or one that spans several
+            size = tensor.untyped_storage().nbytes() // real_dtype(tensor.dtype).itemsize
+            low = tensor.new_empty(0).set_(tensor.untyped_storage(), 0, (size,))  # type: ignore[call-overload]
+            return self._root_flat(low).as_strided(*geometry(tensor))
         if real_dtype(self._roots[key].dtype) != real_dtype(tensor.dtype):
             return self._lost(tensor, f"a root read as {tensor.dtype}")
         return self._up(tensor)
@@ -113,8 +135,20 @@ class ShadowMemory:
             held = self._work[slot] = torch.empty(count, dtype=dtype, device=device)
         return held[:count]
 
+    def _root_flat(self, whole: Tensor) -> Tensor:
+        """Return the high values of a root's whole memory [n]."""
+        flat = whole.to(self._high_dtype(whole), copy=True)
+        for owner, better in self._finer.get(whole.untyped_storage()._cdata, []):
+            flat.as_strided(*geometry(owner)).copy_(better)
+        return flat
+
     def _stray(self, tensor: Tensor) -> Tensor:
-        """A float tensor from nowhere: numpy, another thread, a kernel outside the dispatcher."""
+        """A float tensor from nowhere: numpy, another thread, a kernel outside the dispatcher.
+
+        In `x[0] = 0.5` the one without dims is the number that torch wrapped, unless numbers have leaked.
+        """
+        if tensor.dim() == 0 and self._number is not None and self.leaked is None:
+            return torch.full_like(tensor, self._number, dtype=self._high_dtype(tensor))
         return self._lost(tensor, "a tensor without a shadow (numpy, another thread, or made before the pass)")
 
     def _lost(self, tensor: Tensor, why: str) -> Tensor:

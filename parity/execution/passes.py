@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -77,8 +77,10 @@ class Runner:
         seen = _Recorder(restart, shadow)
         hooks = TapHooks(self.model, self.taps, self.side, seen)
         try:
-            stance = nullcontext() if compiled else _eager()
-            with torch.no_grad(), hooks.attached(), self.around(self.model, inputs), stance, shadow or nullcontext():
+            with torch.no_grad(), hooks.attached(), self.around(self.model, inputs), ExitStack() as inner:
+                # Made here and not before: a stance holds from the moment it is made.
+                inner.enter_context(nullcontext() if compiled else _eager())
+                inner.enter_context(shadow or nullcontext())
                 out = self.output(self.call(self.model, inputs))
         except (ParityError, KeyboardInterrupt):
             raise
@@ -101,7 +103,7 @@ class Runner:
 
 def _failed(side: str, last: str, error: Exception) -> ModelFailed:
     if isinstance(error, torch.OutOfMemoryError):
-        text = f"the {side} ran out of memory after {last}: {str(error).splitlines()[0][:120]}"
+        text = f"the {side} ran out of memory after {last}: {str(error)[:120] or 'no details'}".splitlines()[0]
         return ModelFailed(f"{text}\ntake a smaller input or size, or run one model at a time")
     return ModelFailed(f"the {side} raised after {last}: {type(error).__name__}: {str(error)[:300]}")
 
@@ -112,6 +114,11 @@ def _eager() -> AbstractContextManager[Any]:
         torch.compiler.set_stance("force_eager") if hasattr(torch.compiler, "set_stance") else nullcontext()
     )
     return stance
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Concatenate the values of several calls along dim 0; values without dims become one."""
+    return parts[0] if len(parts) == 1 else torch.cat([p.reshape(1) if p.dim() == 0 else p for p in parts])
 
 
 def _every(tap: Tap) -> bool:
@@ -136,7 +143,7 @@ class _Recorder:
                 high = self.shadow.high(value).clone()
                 self.highs.setdefault(tap.name, []).append(high)
                 self.shadow.begin_segment(tap.name)
-            if self.restart is None or not tap.replace or not getattr(self.restart, "wants", _every)(tap):
+            if self.restart is None or not tap.restarts or not getattr(self.restart, "wants", _every)(tap):
                 return None
             return self._restarted(tap, value, high, number)
 
@@ -162,12 +169,12 @@ class _Recorder:
         for name, parts in self.lows.items():
             highs = self.highs.get(name)
             trace.values[name] = TapValue(
-                torch.cat(parts) if len(parts) > 1 else parts[0],
-                None if highs is None else (torch.cat(highs) if len(highs) > 1 else highs[0]),
+                _joined(parts),
+                None if highs is None else _joined(highs),
                 tuple(p.shape[0] if p.dim() else 1 for p in parts),
             )
         high = None if self.shadow is None else self.shadow.high(out).clone()
-        trace.values[OUTPUT] = TapValue(out.detach().clone(), high, (out.shape[0],))
+        trace.values[OUTPUT] = TapValue(out.detach().clone(), high, (out.shape[0] if out.dim() else 1,))
         if self.shadow is not None:
             trace.events, trace.kernels, trace.ops = Counter(self.shadow.events), self.shadow.kernels, self.shadow.ops
             trace.decisions = self.shadow.decisions
@@ -190,10 +197,15 @@ class FromReference:
     coarser: Mapping[str, torch.dtype]
     inputs: Inputs
 
+    def wants(self, tap: Tap) -> bool:
+        """Say whether the native has the tap: where one side cannot restart, neither does."""
+        return tap.native is not None
+
     def __call__(self, tap: Tap, value: Tensor, number: int) -> Tensor | None:
         """Round to the native's dtype where that is coarser; else go on as it is."""
         other = self.coarser.get(tap.name)
-        if other is None or bits(other) >= bits(value.dtype):
+        floats = other is not None and other.is_floating_point and value.is_floating_point()
+        if other is None or not floats or bits(other) >= bits(value.dtype):
             return None
         rounded = value.to(other).to(value.dtype)
         kept = self.kept(tap, value)
@@ -234,6 +246,10 @@ class FromTrace:
     inputs: Inputs
     _cache: dict[str, list[Tensor]] = field(default_factory=dict)
 
+    def wants(self, tap: Tap) -> bool:
+        """Say whether the reference has the tap: where one side cannot restart, neither does."""
+        return tap.name in self.values
+
     def __call__(self, tap: Tap, value: Tensor, number: int) -> Tensor | None:
         """Return the reference's value for this call; padding keeps the native's own."""
         if tap.name not in self.values or tap.layout.backward is None:
@@ -271,4 +287,4 @@ def mask_of(tap: Tap, inputs: Inputs, value: Tensor) -> Tensor:
     """Return the mask of valid elements, broadcast to the reference value's shape."""
     assert tap.valid is not None
     mask = tap.valid(inputs).to(value.device)
-    return mask.unsqueeze(-1) if mask.dim() == value.dim() - 1 else mask
+    return mask if mask.dim() == value.dim() else mask.expand(value.shape[:-1]).unsqueeze(-1)

@@ -25,7 +25,10 @@ _MOVES = _words(
     "constant_pad_nd roll flip masked_fill masked_fill_ where index_put index_put_ fill_ zero_ scatter scatter_ "
     "slice_scatter select_scatter topk sort max min relu abs native_dropout masked_scatter expand_copy "
     "new_zeros new_ones new_full empty arange unfold unfold_copy tril triu diag_embed split_with_sizes_copy "
-    "view_copy embedding max_pool2d_with_indices maximum minimum clamp nan_to_num conj_physical"
+    "view_copy embedding max_pool2d_with_indices maximum minimum clamp nan_to_num conj_physical "
+    "floor ceil trunc round sign sgn heaviside floor_ ceil_ trunc_ round_ sign_ floor_divide reflection_pad1d "
+    "reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d pixel_shuffle "
+    "pixel_unshuffle channel_shuffle relu_ abs_ neg_ clamp_ lift_fresh_copy"
 )
 
 _COMPARISONS = _words("gt ge lt le eq ne isfinite isinf isnan")
@@ -36,7 +39,7 @@ _ROUTING = _words(
 # Random ops whose float arguments give a shape only: the draw is exact.
 _DRAWS = _words(
     "rand randn rand_like randn_like randint randint_like uniform_ normal_ bernoulli_ exponential_ random_ "
-    "log_normal_ cauchy_ geometric_ bernoulli multinomial randperm poisson normal"
+    "log_normal_ cauchy_ geometric_ bernoulli multinomial randperm"
 )
 # Random only at dropout above 0, although tagged as random.
 _NOT_RANDOM = _words(
@@ -130,6 +133,6 @@ def dropout_on(rule: Rule, args: Any, kwargs: Any) -> bool:
     if "scaled_dot_product" not in rule.short:
         return False
     biased = ("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention")
-    position = 5 if rule.short in biased else 3
+    position = 5 if rule.short in biased else (4 if rule.short.endswith("overrideable") else 3)
     p = args[position] if len(args) > position else kwargs.get("dropout_p", 0.0)
     return isinstance(p, float) and p > 0.0

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from parity.execution.binding import CONSTANTS, ShadowBinder
 from parity.execution.decisions import Decisions
-from parity.execution.equivalents import Call
+from parity.execution.equivalents import EQUIVALENTS, Call
 from parity.execution.leaks import LeakWatch, caller_line
 from parity.execution.memory import NAN, leaves, shadowable
 from parity.execution.rules import Rule, dropout_on, is_draw, rule_of
@@ -25,7 +25,7 @@ from parity.execution.storage import BITS, ShadowTable, is_float
 
 _STEPS = frozenset({"floor", "ceil", "trunc", "round", "sign", "sgn", "heaviside", "floor_divide"})
 _OVERWRITES = frozenset({"copy_", "fill_", "zero_"})
-_QUANTISERS = frozenset({"round", "clamp", "clamp_min", "clamp_max", "hardtanh"})
+_SPLIT = frozenset({"frexp", "modf"})
 _DTYPE_NAMES = {d: f" {str(d).removeprefix('torch.')}" for d in (*BITS, torch.complex64, torch.complex128)}
 
 
@@ -68,10 +68,10 @@ class Shadow(ShadowBinder, TorchDispatchMode):
         self._segment: Counter[str] = self.dtypes.setdefault("", Counter())
         self.ops = 0
         self.exact_above = exact_above
-        self._leak: str | None = None
         self._watch = LeakWatch(self)
 
     def __enter__(self) -> Shadow:
+        torch.clear_autocast_cache()  # weights it rounded before the pass have no shadow
         self._watch.__enter__()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -92,11 +92,6 @@ class Shadow(ShadowBinder, TorchDispatchMode):
         self._leak = f"{what} at {caller_line()}"
         self.events[f"{self._leak}: numbers computed from it are not shadowed"] += 1
 
-    @property
-    def leaked(self) -> str | None:
-        """What left torch in this segment, if anything did."""
-        return self._leak
-
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if any(t is not Tensor and t is not torch.nn.Parameter for t in types):
@@ -108,8 +103,8 @@ class Shadow(ShadowBinder, TorchDispatchMode):
             if result is not NotImplemented:
                 return result
         self._slot = 0
-        if rule.writes:
-            return self._mutate(rule, func, args, kwargs)
+        if rule.writes and (targets := self._targets(rule, args, kwargs)):
+            return self._mutate(rule, func, args, kwargs, targets)
         if rule.scalar:
             return self._scalar(rule, func, args, kwargs)
         out = func(*args, **kwargs)
@@ -123,8 +118,8 @@ class Shadow(ShadowBinder, TorchDispatchMode):
         outs = [out] if isinstance(out, Tensor) else [o for o in leaves(out) if isinstance(o, Tensor)]
         fresh = [o for o in outs if self._needs_shadow(o)]
         if not fresh:
-            if outs and (rule.cast or rule.short == "_int_mm"):
-                self._integers(rule, args, kwargs, outs[0])
+            if outs and (rule.cast or self.quantised):
+                self._integers(rule, func, args, kwargs, outs[0])
             return
         if rule.short.startswith("_scaled_dot_product") or rule.opaque:
             self.kernels[rule.name] += 1
@@ -135,7 +130,7 @@ class Shadow(ShadowBinder, TorchDispatchMode):
         elif rule.random and is_draw(rule):
             for o in fresh:
                 self._bind(rule, o, o.to(self._high_dtype(o)))
-        elif rule.short.startswith("empty") or rule.short == "new_empty":
+        elif rule.short.startswith(("empty", "new_empty")):
             self._filled(fresh[0], NAN)
         elif rule.short in CONSTANTS and self._leak is None:
             self._constant(rule, func, args, kwargs, fresh[0])
@@ -146,6 +141,10 @@ class Shadow(ShadowBinder, TorchDispatchMode):
         """Say why an op's outputs cannot be shadowed, None where they can."""
         if rule.opaque:
             return f"{rule.name} has no registered high-precision equivalent"
+        if rule.short in _SPLIT:
+            return f"{rule.name} splits a value into parts that belong together"
+        if any(isinstance(a, Tensor) and is_float(a) and not shadowable(a) for a in leaves((args, kwargs))):
+            return f"{rule.name} reads a tensor that has no strided memory"
         if rule.random and not is_draw(rule):
             return f"{rule.name} draws inside"
         if dropout_on(rule, args, kwargs):
@@ -170,8 +169,8 @@ class Shadow(ShadowBinder, TorchDispatchMode):
             if self._needs_shadow(low):
                 if isinstance(high, Tensor) and high.shape == low.shape and is_float(high):
                     self._bind(rule, low, high)
-                    if rule.short in _QUANTISERS:
-                        self._keep_unrounded(rule, args, low)
+                    if rule.short == "round" or self.quantised:
+                        self._keep_unrounded(rule, func, args, kwargs, low)
                 elif high is not None or not rule.short.startswith("_scaled_dot"):
                     self._distrust(rule, [low], f"{rule.name} gives another shape in high")
 
@@ -199,10 +198,13 @@ class Shadow(ShadowBinder, TorchDispatchMode):
             self.leak("item")
         return func(*args, **kwargs)
 
-    def _mutate(self, rule: Rule, func: Any, args: Any, kwargs: Any) -> Any:
+    def _targets(self, rule: Rule, args: Any, kwargs: Any) -> list[Tensor]:
+        """List the tensors an op writes."""
         written = [args[i] for i in rule.writes if isinstance(i, int) and i < len(args)]
         written += [kwargs[k] for k in rule.writes if isinstance(k, str) and k in kwargs]
-        targets = [t for t in leaves(written) if isinstance(t, Tensor) and shadowable(t)]
+        return [t for t in leaves(written) if isinstance(t, Tensor) and shadowable(t)]
+
+    def _mutate(self, rule: Rule, func: Any, args: Any, kwargs: Any, targets: list[Tensor]) -> Any:
         for t in targets:
             if not is_float(t):
                 self._reinterpreted(t)
@@ -215,18 +217,23 @@ class Shadow(ShadowBinder, TorchDispatchMode):
         if rule.random or rule.opaque:
             out = func(*args, **kwargs)
             for t in floats:
-                if rule.opaque:
-                    self._distrust(rule, [t], f"{rule.name} writes without a registered equivalent", written=True)
+                if rule.opaque or not is_draw(rule):
+                    cause = "writes without a registered equivalent" if rule.opaque else "draws inside"
+                    self._distrust(rule, [t], f"{rule.name} {cause}", written=True)
                 else:
                     self._write(t, t)
             return out
         why = self._untrusted(rule, func, args, kwargs)
         views = {id(t): self._writable(t, whole=rule.short in _OVERWRITES) for t in floats}
+        views.update({id(t): t.clone() for t in targets if not is_float(t)})  # indices stay the low side's
+        decides = rule.equivalent is not None or rule.name[:-1] in EQUIVALENTS
+        before = tuple(a.clone() if decides and isinstance(a, Tensor) and id(a) in views else a for a in args)
         try:
             high, named = self._map(args, views), self._map_kwargs(kwargs, views)
             out = func(*args, **kwargs)
-            self._mutate_high(rule, func, high, named, floats, views)
-        except (RuntimeError, NotImplementedError, TypeError) as error:
+            call = Call(rule.name, before, kwargs, out, high, named)
+            self._mutate_high(rule, func, call, floats, views)
+        except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
             if isinstance(error, torch.OutOfMemoryError) or "out" not in locals():
                 raise
             why = f"{rule.name} does not run in high: {str(error).splitlines()[0][:100]}"
@@ -237,8 +244,16 @@ class Shadow(ShadowBinder, TorchDispatchMode):
             self._distrust(rule, outs, f"{rule.name} writes and returns")
         return out
 
-    def _mutate_high(self, rule: Rule, func: Any, high: Any, named: Any, floats: list[Tensor], views: Any) -> None:
+    def _mutate_high(self, rule: Rule, func: Any, call: Call, floats: list[Tensor], views: Any) -> None:
         self.ops += 1
+        high, named = call.high, call.high_kwargs
+        same = rule.equivalent or (EQUIVALENTS.get(rule.name[:-1]) if rule.name.endswith("_") else None)
+        if same is not None and rule.short.rstrip("_") not in _STEPS:
+            values = [v for v in same(call) if isinstance(v, Tensor) and is_float(v)]
+            for t, value in zip(floats, values, strict=True):
+                views[id(t)].copy_(value)
+                self._written(rule, views[id(t)], t, call.low)
+            return
         if rule.short.rstrip("_") in _STEPS or named.get("rounding_mode") is not None:
             for t in floats:
                 view = views[id(t)]
@@ -246,9 +261,9 @@ class Shadow(ShadowBinder, TorchDispatchMode):
             return
         func(*high, **named)
         for t in floats:
-            self._written(rule, views[id(t)], t)
+            self._written(rule, views[id(t)], t, call.low)
 
-    def _written(self, rule: Rule, view: Tensor, low: Tensor) -> None:
+    def _written(self, rule: Rule, view: Tensor, low: Tensor, args: Any) -> None:
         """Give a subclass the values an op wrote in place."""
 
 

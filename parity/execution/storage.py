@@ -24,6 +24,7 @@ BITS = {
     torch.float8_e5m2: 3,
     torch.float8_e4m3fnuz: 4,
     torch.float8_e5m2fnuz: 3,
+    **({torch.float8_e8m0fnu: 1} if hasattr(torch, "float8_e8m0fnu") else {}),
 }
 """Significand bits, the hidden one included."""
 
@@ -115,6 +116,8 @@ class ShadowTable:
         entry = self.new(tensor)
         if high.dtype != self.high_dtype(tensor.dtype):
             high = high.to(self.high_dtype(tensor.dtype))
+        if high.untyped_storage()._cdata == tensor.untyped_storage()._cdata:
+            high = high.clone()  # float64 as it is: what is written in place must not be written twice
         if _covers(tensor) and high.stride() == tensor.stride() and _covers(high):
             entry.owner = (geometry(tensor), high)
             entry.flat = _flat(high)
@@ -139,6 +142,9 @@ class ShadowTable:
             return _conj_like(tensor, entry.owner[1])
         if entry.flat is not None:
             return _conj_like(tensor, self._view(entry.flat, tensor))
+        if entry.source is not None and tensor.is_complex() != entry.source.is_complex():
+            flat = entry.source.reshape(-1).to(self.dtype)
+            return self._view(flat, tensor)
         if entry.source is not None:
             return view_like(entry.source, tensor).to(self.high_dtype(tensor.dtype))
         return self._filled(tensor, entry)

@@ -108,6 +108,11 @@ class Tap:
     """Names of upstream taps whose value the residual's slope is taken against; default: all taps of the block."""
 
     @property
+    def restarts(self) -> bool:
+        """Whether lockstep goes on from the reference's value here: only where the native can."""
+        return self.replace and self.layout.backward is not None
+
+    @property
     def block(self) -> str:
         """`block07` for `block07.self_attn`, "" outside blocks."""
         found = _BLOCK.match(self.name)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from parity.execution.rules import Rule
 from parity.execution.shadow import Shadow
-from parity.execution.storage import Entry, bits, is_float
+from parity.execution.storage import bits, is_float
 
 
 def round_to(values: Tensor, significand: int) -> Tensor:
@@ -23,7 +23,7 @@ def round_to(values: Tensor, significand: int) -> Tensor:
     [1.0, 3.140625]
     """
     scaled = values * float(2 ** (53 - significand) + 1)
-    return scaled - (scaled - values)
+    return torch.where(values.isfinite(), scaled - (scaled - values), values)
 
 
 class LatticeTwin(Shadow):
@@ -47,13 +47,15 @@ class LatticeTwin(Shadow):
         grid = high * self.scale
         inner = grid * factor
         out = inner.sub_(inner - grid).div_(self.scale)
-        return torch.where(high.isinf(), high, out)
+        return torch.where(high.isfinite(), out, high)
 
     def _bind(self, rule: Rule, low: Tensor, high: Tensor) -> None:
         super()._bind(rule, low, high if rule.moves else self._rounded(high, bits(low.dtype)))
 
-    def _written(self, rule: Rule, view: Tensor, low: Tensor) -> None:
-        if not rule.moves or rule.short == "copy_":
+    def _written(self, rule: Rule, view: Tensor, low: Tensor, args: Any) -> None:
+        source = args[1] if rule.short == "copy_" else None
+        narrowed = isinstance(source, Tensor) and is_float(source) and bits(source.dtype) > bits(low.dtype)
+        if narrowed or not rule.moves:
             view.copy_(self._rounded(view, bits(low.dtype)))
 
     def _cast(self, source: Tensor, out: Tensor) -> None:
@@ -62,5 +64,3 @@ class LatticeTwin(Shadow):
         else:
             self.table.adopt(out, self._rounded(self._high(source), bits(out.dtype)))
 
-    def _keep_source(self, entry: Entry) -> bool:
-        return False

@@ -234,28 +234,29 @@ def _red(
     pooled: Mapping[tuple[str, str], tuple[int, float, float, int]], facts: Sequence[TapFacts], limits: Limits,
 ) -> Judged | None:  # fmt: skip
     """Find what makes a rounding difference certain: one strong ratio, the pooled test, or two taps."""
-    candidates: list[tuple[float, _Test, int, str]] = []
+    margin = math.log1p(_margin(f, found, limits.margin_pooled, limits.margin_pooled_attention, limits))
+    strong = math.log(limits.strong)
+    candidates: list[tuple[float, _Test, int, float, str]] = []
     for t in tests:
         direction = 1 if t.up > 0 else -1
         ratio = t.up if direction > 0 else -t.down
-        if t.projection == "identity" and ratio - math.log(limits.strong) > limits.z * t.se:
-            candidates.append((ratio, t, direction, "total rounding"))
+        if t.projection == "identity" and ratio - strong > limits.z * t.se:
+            candidates.append((ratio, t, direction, strong + limits.z * t.se, "total rounding"))
         pool = pooled[f.kind, t.projection]
-        margin = math.log1p(_margin(f, found, limits.margin_pooled, limits.margin_pooled_attention, limits))
         if pool[0] and (t.up if pool[0] > 0 else -t.down) > margin:
-            candidates.append((ratio, t, pool[0], f"pooled over {pool[3]} blocks"))
+            candidates.append((ratio, t, pool[0], margin, f"pooled over {pool[3]} blocks"))
         single = t.exceeds(limits.z)
         if single and _seconded(f, single, singles, facts, limits):
-            candidates.append((ratio, t, single, "seconded by another tap"))
+            candidates.append((ratio, t, single, t.margin + limits.z * t.se, "seconded by another tap"))
     if not candidates:
         return None
-    ratio, t, direction, how = max(candidates, key=lambda c: c[0])
+    _, t, direction, bound, how = max(candidates, key=lambda c: c[0])
     value = math.exp(t.up if direction > 0 else t.down)
-    limit = math.exp(t.margin + limits.z * t.se)
+    limit = math.exp(bound if direction > 0 else -bound)
     word = "less" if direction > 0 else "more"
     return Judged(
         f.name, VerdictClass.DROWNED,
-        [f"rounding_excess {value:.3g} ({t.projection}, limit {limit if direction > 0 else 1 / limit:.2f}, {how}): "
+        [f"rounding_excess {value:.3g} ({t.projection}, limit {limit:.2f}, {how}): "
          f"the native is {word} precise than the reference"],
         direction=direction, projection=t.projection, log_ratio=math.log(value), margin=t.margin, se=t.se,
     )  # fmt: skip

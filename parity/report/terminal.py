@@ -55,6 +55,8 @@ def _state(state: Mapping[str, Any], cases: list[Mapping[str, Any]], width: int,
     ]
     if state["first_different"]:
         rows.append(("starts at", state["first_different"]))
+    if unjudged := [c for c in cases if c["outcome"] == "not judged"]:
+        rows.append(("not judged", f"{len(unjudged)}, first {unjudged[0]['tap']}: {'; '.join(unjudged[0]['reasons'])}"))
     lines = []
     for label, text in rows:
         mark = _colored(label, text, cases) if color else ""
@@ -64,7 +66,7 @@ def _state(state: Mapping[str, Any], cases: list[Mapping[str, Any]], width: int,
 
 def _wrapped(label: str, text: str, width: int, mark: str) -> list[str]:
     indent = " " * 12
-    head = f" {label:<11}" if len(label) <= 11 else f" {label}  "
+    head = f" {label:<11}" if len(label) < 11 else f" {label}  "
     lines = textwrap.wrap(head + text, width, subsequent_indent=indent, break_on_hyphens=False, drop_whitespace=True)
     lines = [" " + lines[0].lstrip(), *lines[1:]] if lines else []
     return [f"{mark}{line}{_PLAIN}" if mark else line for line in lines]
@@ -118,6 +120,8 @@ def _extras(state: Mapping[str, Any]) -> list[tuple[str, str]]:
         flips = sum(state["flips"].values())
         unmatched = sum(state["unmatched_decisions"].values())
         rows.append(("decisions", f"{state['decisions']} replayed, {flips} flipped, {unmatched} without counterpart"))
+    if state.get("known_unused"):
+        rows.append(("known", f"no longer different, to be dropped from the pair: {', '.join(state['known_unused'])}"))
     if state["absent_taps"]:
         rows.append(("absent", "; ".join(f"{k} ({v})" for k, v in state["absent_taps"].items())))
     return rows

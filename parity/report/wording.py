@@ -25,6 +25,37 @@ def error_text(case: Mapping[str, Any], rerun: str) -> str:
     return "\n".join([f"{case['id']}: {first}", *(f"  {line.strip()}" for line in shown), f"  rerun: {rerun}"])
 
 
+_SPOILT = {
+    "observer_effect": (
+        "low values differ with and without shadow, first",
+        "a forward is not deterministic, or an op reads what the shadow changed; nothing else here is certain",
+    ),
+    "weight_differences": (
+        "weights of the native are not what the key map makes of the reference's:",
+        "mend how the native loads them; every tap behind them differs for this reason alone",
+    ),
+    "blind_spots": (
+        "these weights cannot show every bug:",
+        "draw gains other than 1, biases other than 0, float32 values that bfloat16 cannot hold",
+    ),
+    "unmatched_decisions": (
+        "the native decides on floats where the reference decides nothing to replay:",
+        "a routing, top-k or mask of the native's own; give the segment a tap on both sides of it",
+    ),
+}
+
+
+def evidence_text(state: Mapping[str, Any], field: str, rerun: str) -> str:
+    """Word what spoils the evidence of a state: which field of its record is not empty, and what to do."""
+    what, advice = _SPOILT[field]
+    found = [f"{k} ({n}x)" for k, n in state[field].items()] if isinstance(state[field], Mapping) else state[field]
+    more = f"; and {len(found) - 2} more" if len(found) > 2 else ""
+    return (
+        f"{state['pair']}-{state['state']}: {what}\n  {'; '.join(found[:2])}{more}\n"
+        f"  likely: {advice}\n  rerun: {rerun}"
+    )
+
+
 def headline(case: Mapping[str, Any]) -> str:
     """Say what kind of difference it is and whether it is felt."""
     felt = str(case["verdict"]).split(", ")[-1]

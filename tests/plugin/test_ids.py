@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.plugin.conftest import Project
+from fixtures.project import Project
 
 RAISING = "PAIR = edited(tiny_pair({!r}), lambda model: 1 / 0)"
 

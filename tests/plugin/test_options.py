@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.plugin.conftest import Project
+from fixtures.project import Project
 
 SMALL = "PAIR = tiny_pair({!r}, depth=1, lora=None)"
 ABSENT = """
@@ -110,7 +110,8 @@ def test_missing_source_skips_and_names_the_command(project: Project) -> None:
     assert run.code == 0
     assert run.result.parseoutcomes() == {"passed": 10, "skipped": 10}
     assert set(run.outcomes.values()) == {"passed", "skipped"}
-    run.result.stdout.fnmatch_lines(["*absent*10 cases skipped (lora_off): elsewhere is not on this machine;*get it with:*"])
+    told = "*absent*10 cases skipped (lora_off): elsewhere is not on this machine;*get it with:*"
+    run.result.stdout.fnmatch_lines([told])
 
 
 def test_require_turns_the_skip_into_a_failure(project: Project) -> None:
@@ -146,3 +147,8 @@ def test_no_size_is_silently_another(project: Project) -> None:
     run = project.run("-q", "--parity-pair", "two", "--parity-size", "small")
     assert run.code == pytest.ExitCode.USAGE_ERROR
     assert "unknown size 'small'" in run.text
+
+
+def test_runs_without_xdist(project: Project) -> None:
+    project.pair("small", SMALL.format("small"))
+    assert project.run("-q", "-p", "no:xdist", "--parity-pair", "small").code == 0

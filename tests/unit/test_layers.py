@@ -16,7 +16,7 @@ WEIGHTS = BASE | {"numerics", "weights"}
 DATA = WEIGHTS | {"execution", "lora", "pair"}
 RUN = DATA | {"session", "draws", "impact", "run"}
 """Everything a case needs, from a pair to its verdicts."""
-SERVICES = {"about", "case", "choices", "discover", "engine", "environment", "inventory", "parallel", "runs", "io", "report", "diagnose"}
+SERVICES = {"case", "choices", "discover", "engine", "environment", "inventory", "runs", "io", "report", "diagnose"}
 
 LAYERS: dict[str, frozenset[str]] = {
     "errors": frozenset(),
@@ -40,7 +40,6 @@ LAYERS: dict[str, frozenset[str]] = {
     "io": BASE | {"weights", "execution", "report"},
     "failures": BASE,
     "about": RUN | {"case", "io"},
-    "parallel": frozenset(),
     "strategies": BASE | {"execution"},
     "engine": RUN | {"about", "case", "diagnose", "failures", "report"},
     "runs": BASE | {"environment", "report", "io"},
@@ -52,7 +51,7 @@ LAYERS: dict[str, frozenset[str]] = {
 """What each folder or file may import of the others; itself and the package's own name always."""
 
 LIBRARIES = {
-    "pytest": {"plugin"}, "_pytest": {"plugin"}, "xdist": {"parallel"}, "hypothesis": {"strategies"},
+    "pytest": {"plugin"}, "_pytest": {"plugin"}, "xdist": {"plugin"}, "hypothesis": {"strategies"},
     "typer": {"cli"}, "click": {"cli"}, "rich": {"cli"}, "safetensors": {"io"}, "tempfile": {"io"}, "fcntl": {"io"},
 }  # fmt: skip
 NO_TORCH = {"errors", "registry"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from xdist.scheduler import LoadScopeScheduling
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 _STATE = re.compile(r"\[([^-\]]+)-(?:.*-)?(lora_(?:on|off)(?:-[^\]]+)?)\]$")
 

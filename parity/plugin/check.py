@@ -1,0 +1,141 @@
+"""Fixtures: the check of one case, and of what its evidence rests on."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from parity.case import ParityCase
+from parity.engine import Engine
+from parity.errors import ParityError, SourceMissing
+from parity.plugin.cases import engine_of
+from parity.plugin.options import given
+from parity.report.record import unjudged_record
+from parity.report.wording import error_text, evidence_text, failure_text, not_judged_text
+
+_TOLD = pytest.StashKey[set[tuple[str, str]]]()
+
+
+class ParityWarning(UserWarning):
+    """A difference that is drowned in the reference's own rounding noise."""
+
+
+@pytest.fixture(scope="session")
+def parity_engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """Return the engine: both models of a pair loaded once a session, each forward computed once."""
+    try:
+        engine = engine_of(request.config)
+    except ParityError as error:
+        _fail(str(error))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def parity_check(request: pytest.FixtureRequest, parity_engine: Engine) -> Any:
+    """Return the check of one case: looks its verdict up, passes, warns, fails, or says that it was not judged."""
+    return _Check(request, parity_engine)
+
+
+class _Check:
+    """Turns a verdict into a test's outcome."""
+
+    def __init__(self, request: pytest.FixtureRequest, engine: Engine) -> None:
+        self._config, self._engine, self._node = request.config, engine, request.node
+
+    def __call__(self, case: ParityCase) -> None:
+        """Look a case up and end the test accordingly."""
+        record = self._looked_up(case)
+        outcome = record["outcome"]
+        self._tell("parity_outcome", outcome)
+        self._tell("parity_case", json.dumps(record))
+        if outcome == "error":
+            pytest.fail(error_text(record, self.rerun()), pytrace=False)
+        if outcome == "failed":
+            pytest.fail(failure_text(record, self.rerun()), pytrace=False)
+        if outcome == "known":
+            pytest.xfail(f"known difference: {record['known']}")
+        if outcome == "skipped":
+            pytest.skip("\n".join(record["reasons"]))
+        if outcome == "not judged":
+            pytest.skip(not_judged_text(record))
+        if outcome == "warned":
+            warnings.warn(ParityWarning(failure_text(record, self.rerun())), stacklevel=2)
+
+    def _looked_up(self, case: ParityCase) -> dict[str, Any]:
+        try:
+            record, state = self._engine.case_record(case), self._engine.state_record(case)
+        except SourceMissing as error:
+            required = case.pair in self._config.getoption("--parity-require")
+            return _unjudged(case, "error" if required else "skipped", f"{_required(case) if required else ''}{error}")
+        except ParityError as error:
+            return _unjudged(case, "error", str(error))
+        told = self._config.stash.setdefault(_TOLD, set())
+        if (case.pair, case.state) not in told:
+            told.add((case.pair, case.state))
+            self._tell("parity_state", json.dumps(state))
+        return record
+
+    def _tell(self, name: str, text: str) -> None:
+        """Send something to who writes the record, in this process or, under xdist, in another."""
+        self._node.user_properties.append((name, text))
+
+    def rerun(self) -> str:
+        """Return the command that runs this test alone."""
+        return _rerun(self._config, self._node)
+
+
+def _rerun(config: pytest.Config, node: pytest.Item) -> str:
+    """Word the command that runs a test alone, from where pytest was called."""
+    file, _, rest = node.nodeid.partition("::")
+    path = os.path.relpath(config.rootpath / file, config.invocation_params.dir)
+    return f'pytest "{Path(path).as_posix()}::{rest}"{given(config)}'
+
+
+def _unjudged(case: ParityCase, outcome: str, text: str) -> dict[str, Any]:
+    return unjudged_record(
+        case_id=case.id, pair=case.pair, state=case.state, tap=case.tap, outcome=outcome, text=text
+    )  # fmt: skip
+
+
+def _required(case: ParityCase) -> str:
+    return f"{case.pair} is required and not here: "
+
+
+@pytest.fixture
+def parity_state(parity_engine: Engine, request: pytest.FixtureRequest) -> Any:
+    """Return a function from a case to what all cases of its pair and state have in common."""
+
+    def look_up(case: ParityCase) -> dict[str, Any]:
+        try:
+            return parity_engine.state_record(case)
+        except SourceMissing as error:
+            if case.pair not in request.config.getoption("--parity-require"):
+                pytest.skip(str(error))
+            _fail(f"{_required(case)}{error}")
+        except ParityError as error:
+            _fail(str(error))
+
+    return look_up
+
+
+@pytest.fixture
+def parity_evidence(request: pytest.FixtureRequest, parity_state: Any) -> Any:
+    """Return the check that a list of what spoils a state's evidence, a field of its record, is empty."""
+
+    def check(case: ParityCase, field: str) -> None:
+        state = parity_state(case)
+        if state[field]:
+            _fail(evidence_text(state, field, _rerun(request.config, request.node)))
+
+    return check
+
+
+def _fail(text: str) -> NoReturn:
+    pytest.fail(text, pytrace=False)

@@ -1,0 +1,118 @@
+"""Options, and what they choose: pairs, settings, the words that repeat them."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from parity.choices import DTYPES, device_named, dtype_named
+from parity.discover import choose, discover
+from parity.engine import Settings
+from parity.errors import UsageError
+from parity.pair import ModelPair
+from parity.run import Options
+
+_SHADOWS = {"float64": torch.float64, "float32": torch.float32}
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise ValueError
+        return int(text)
+
+    number.__name__ = f"number of at least {least}"
+    return number
+
+
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "--parity-pairs": {"action": "append", "default": [], "metavar": "DIR", "help": "folders of pair files"},
+    "--parity-pair": {"action": "append", "default": [], "metavar": "NAME", "help": "only these pairs"},
+    "--parity-require": {
+        "action": "append", "default": [], "metavar": "NAME", "help": "a skip of this pair is a failure",
+    },
+    "--parity-dtype": {"choices": sorted(DTYPES), "default": None, "help": "storage dtype (default: the pair's)"},
+    "--parity-size": {"default": None, "metavar": "NAME", "help": "size of the models (default: the pair's first)"},
+    "--parity-device": {"default": "auto", "metavar": "DEVICE", "help": "auto, cpu, cuda, cuda:1"},
+    "--parity-seed": {"type": _at_least(0), "default": 0, "help": "seed of the first draw"},
+    "--parity-draws": {
+        "type": _at_least(1), "default": None, "help": "inputs pooled per case (default: the pair's)",
+    },
+    "--parity-twins": {"type": _at_least(1), "default": 3, "help": "lattice twins a draw (default 3)"},
+    "--parity-shadow-dtype": {"choices": sorted(_SHADOWS), "default": "float64", "help": "dtype of the shadow"},
+    "--parity-report": {"default": "reports", "metavar": "DIR", "help": "where the record is written"},
+}  # fmt: skip
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Add every option and the ini value that names the folders of pair files."""
+    group = parser.getgroup("parity", "numerical parity of ported models")
+    for flag, how in _OPTIONS.items():
+        group.addoption(flag, **how)
+    parser.addini("parity_pairs", "folders of pair files", type="paths", default=[])
+
+
+def chosen_pairs(config: pytest.Config) -> dict[str, ModelPair]:
+    """Return the pairs that are asked for, by name.
+
+    Raises:
+        UsageError: a name is unknown, or there is no pair.
+    """
+    pairs = discover([Path(p) for p in config.getoption("--parity-pairs")] or list(config.getini("parity_pairs")))
+    if not pairs:
+        raise UsageError("no pair was found: set `parity_pairs` in the pytest configuration to folders of pair files")
+    wanted, required = config.getoption("--parity-pair"), config.getoption("--parity-require")
+    for name in (*wanted, *required):
+        choose(pairs, name)
+    left_out = [name for name in required if wanted and name not in wanted]
+    if left_out:
+        raise UsageError(f"--parity-require {left_out[0]}, but --parity-pair {' '.join(wanted)} leaves it out")
+    chosen = {name: pair for name, pair in pairs.items() if not wanted or name in wanted}
+    size, sizes = config.getoption("--parity-size"), sorted({s for p in chosen.values() for s in p.sizes})
+    if size is not None and size not in sizes:
+        raise UsageError.unknown("size", size, sizes)
+    return chosen
+
+
+def settings_of(config: pytest.Config) -> Settings:
+    """Return how the pairs are run.
+
+    Raises:
+        UsageError: there is no such device.
+    """
+    option = config.getoption
+    return Settings(
+        dtype=dtype_named(option("--parity-dtype")),
+        size=option("--parity-size"),
+        device=_device(config),
+        options=Options(
+            seed=option("--parity-seed"),
+            draws=option("--parity-draws"),
+            twins=option("--parity-twins"),
+            shadow_dtype=_SHADOWS[option("--parity-shadow-dtype")],
+        ),
+    )
+
+
+def _device(config: pytest.Config) -> torch.device:
+    """Return the device; worker N of several takes GPU N."""
+    device = device_named(config.getoption("--parity-device"))
+    worker = getattr(config, "workerinput", {}).get("workerid", "")
+    if config.getoption("--parity-device") == "auto" and device.type == "cuda" and worker:
+        return torch.device("cuda", int(worker.removeprefix("gw")) % torch.cuda.device_count())
+    return device
+
+
+def given(config: pytest.Config) -> str:
+    """Word the options that are not defaults and decide what is run."""
+    words = []
+    for flag, how in _OPTIONS.items():
+        value = config.getoption(flag)
+        if value != how["default"] and flag not in ("--parity-require", "--parity-report"):
+            words += [f"{flag}={shlex.quote(str(v))}" for v in (value if isinstance(value, list) else [value])]
+    return "".join(f" {word}" for word in words)

@@ -1,0 +1,152 @@
+"""Each test of the suite is shown to fail on a planted bug, in five lines that name where, how much, why and what next.
+
+The suite's own files are copied into a project whose only pair has the bug.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fixtures.project import ROOT, Project, Run
+
+SUITE = ROOT / "tests" / "suite"
+LONGCAT = """
+from dataclasses import replace
+from functools import partial
+from fixtures.pairs.longcat import PAIR, inputs_of
+from fixtures.plants import PLANTS
+PAIR = PLANTS[{plant!r}].apply(replace(PAIR, name="planted", inputs=partial(inputs_of, tokens=128), lora=None))
+"""
+COUNTER = """
+calls = [0]
+def counted(y):
+    calls[0] += 1
+    return y * calls[0]
+PAIR = edited(tiny_pair("planted", lora=None), output_of("blocks.1.up", counted))
+"""
+CLOCK = """
+import time
+PAIR = edited(tiny_pair("planted", lora=None), output_of("blocks.1.up", lambda y: y + time.perf_counter_ns() % 1000))
+"""
+ALTERED = """
+from parity.weights.load import load_native
+p = tiny_pair("planted", lora=None)
+def load(reference, native):
+    load_native(native, reference, p.key_map(None))
+    with torch.no_grad():
+        {edit}
+PAIR = replace(p, load=load)
+"""
+BLIND = """
+def neutral(model):
+    for name, p in model.named_parameters():
+        if {wanted}:
+            p.data.fill_({value})
+PAIR = edited(tiny_pair("planted", lora=None), neutral, side="reference")
+"""
+DECIDES = """
+PAIR = edited(tiny_pair("planted", lora=None), output_of("blocks.1.up", lambda y: torch.where(y > y.mean(), y, y * 1)))
+"""
+
+
+def run_suite(project: Project, pair: str, test: str, *arguments: str) -> Run:
+    for file in SUITE.glob("test_*.py"):
+        shutil.copy(file, project.pytester.path)
+    project.pair("planted", pair)
+    return project.run("-q", "-k", test, *arguments)
+
+
+def check_words(lines: list[str], *words: str) -> None:
+    text = "\n".join(lines)
+    assert len(lines) <= 5, text
+    assert not [word for word in words if word not in text], text
+
+
+def failed_tests(run: Run) -> set[str]:
+    return {line.split("::")[1].split("[")[0] for line in run.result.outlines if line.startswith("FAILED ")}
+
+
+@pytest.mark.parametrize(
+    ("test", "plant", "case", "words"),
+    [
+        ("test_block", "gate_omitted", "planted-block1-lora_off", ["native: blocks.1", "different function, felt"]),
+        ("test_layer", "qk_swapped", "planted-block1-self_attn-lora_off",
+         ["native: blocks.1.self_attn", "starts here", "likely: weights, not code: ", "holds what should be"]),
+        ("test_layer", "adaln_modulate_low", "planted-block0-modulation-lora_off",
+         ["native: blocks.0.adaln_linear_1", "less precise", "rounding_excess", "likely: "]),
+        ("test_outside_blocks", "gelu_erf", "planted-caption_embed-lora_off",
+         ["native: caption_embedder", "starts here"]),
+        ("test_outside_blocks", "time_embed_low", "planted-time_embed-lora_off",
+         ["native: time_embedder", "less precise", "rounding_excess", "likely: the value is bfloat16 in the native"]),
+        ("test_outside_blocks", "output_sign", "planted-final_output-lora_off", ["different function, felt"]),
+    ],
+)  # fmt: skip
+def test_case_fails_and_its_rerun_fails_again(
+    project: Project, test: str, plant: str, case: str, words: list[str]
+) -> None:
+    run = run_suite(project, LONGCAT.format(plant=plant), test)
+    assert run.code == 1
+    assert failed_tests(run) == {test}
+    lines = run.message(case)
+    check_words(lines, case, "(limit ", "impact", "worst ", *words)
+    again = project.run(*shlex.split(lines[-1].split("rerun: ")[1])[1:])
+    assert again.code == 1
+    assert again.outcomes == {case: "failed"}
+
+
+@pytest.mark.parametrize(
+    ("test", "pair", "words"),
+    [
+        ("test_shadow_changes_nothing", COUNTER, ["low values differ with and without shadow", "native at block1.up"]),
+        ("test_shadow_changes_nothing", CLOCK, ["low values differ with and without shadow", "native at block1.up"]),
+        ("test_weights_are_the_references", ALTERED.format(edit="native.head.weight[1, 2] *= 1.01"),
+         ["head.weight differs from the mapped reference by"]),
+        ("test_weights_are_the_references",
+         ALTERED.format(edit="native.blocks[0].down.bias.copy_(native.blocks[0].ln.bias)"),
+         ["blocks.0.down.bias holds what should be blocks.0.ln.bias"]),
+        ("test_weights_can_show_bugs", BLIND.format(wanted="'norm.weight' in name", value=1.0),
+         ["norm gains are exactly 1"]),
+        ("test_weights_can_show_bugs", BLIND.format(wanted="'bias' in name", value=0.0), ["biases are exactly 0"]),
+        ("test_decisions_are_replayed", DECIDES, ["decides nothing to replay", "1x"]),
+    ],
+)  # fmt: skip
+def test_evidence_fails_and_its_rerun_fails_again(project: Project, test: str, pair: str, words: list[str]) -> None:
+    run = run_suite(project, pair, test)
+    assert run.code == 1
+    assert failed_tests(run) == {test}
+    lines = run.message("planted-lora_off")
+    check_words(lines, "planted-lora_off: ", "likely: ", *words)
+    assert project.run(*shlex.split(lines[-1].split("rerun: ")[1])[1:]).code == 1
+
+
+def test_weights_that_bfloat16_holds_cannot_show_a_down_cast(project: Project) -> None:
+    pair = BLIND.format(wanted="True", value=0.5)
+    run = run_suite(project, pair, "test_weights_can_show_bugs", "--parity-dtype=float32")
+    check_words(run.message("planted-lora_off"), "all float32 weights are exactly representable in bfloat16")
+
+
+def test_every_test_of_the_suite_is_shown_to_fail() -> None:
+    shown = Path(__file__).read_text(encoding="utf-8")
+    written = [line[4:].split("(")[0] for file in SUITE.glob("test_*.py") for line in file.read_text().splitlines()
+               if line.startswith("def test_")]  # fmt: skip
+    assert not [name for name in written if f'("{name}"' not in shown]
+
+
+def test_a_drowned_difference_warns_in_the_same_words(project: Project) -> None:
+    run = run_suite(project, LONGCAT.format(plant="final_low"), "test_outside_blocks")
+    assert run.code == 0
+    assert "planted-final_layer-lora_off" in run.cases("warned")
+    start = next(n for n, line in enumerate(run.result.outlines) if "Warning: planted-final_layer-lora_off" in line)
+    words = ("less precise", "impact", "native: final_layer", "rerun: pytest")
+    check_words(run.result.outlines[start : start + 5], *words)
+
+
+def test_the_suite_passes_on_a_healthy_pair(project: Project) -> None:
+    project.suite = ""
+    run = run_suite(project, "PAIR = tiny_pair('planted')", "planted", "--parity-dtype=float32")
+    assert run.code == 0
+    assert run.result.parseoutcomes() == {"passed": 2 * 15 + 2 * 4}
