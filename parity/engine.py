@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from parity.about import About, about
+from parity.about import About, TapPlace, about
 from parity.case import ParityCase
 from parity.diagnose.likely import likely_causes
 from parity.errors import ParityError
 from parity.failures import bare, kept
+from parity.numerics.evidence import Evidence
 from parity.numerics.verdict import Judged, VerdictClass
 from parity.pair import Build, ModelPair
 from parity.report.record import case_record, false_alarm_rate, limits_record
@@ -55,7 +56,8 @@ class Engine:
     def __init__(self, pairs: Mapping[str, ModelPair], settings: Settings) -> None:
         self.pairs, self.settings = pairs, settings
         self._sessions: dict[str, PairSession] = {}
-        self._about: dict[str, About | ParityError] = {}
+        self._about: dict[str, About] = {}
+        self._failed: dict[str, ParityError] = {}
         self._states: dict[tuple[str, str], _State | ParityError] = {}
 
     def session(self, name: str) -> PairSession:
@@ -64,14 +66,13 @@ class Engine:
         Raises:
             ParityError: the pair cannot be loaded.
         """
-        held = self._about.get(name)
-        if isinstance(held, ParityError):
-            raise bare(held)
+        if name in self._failed:
+            raise bare(self._failed[name])
         if name not in self._sessions:
             try:
                 self._load(name)
             except Exception as error:
-                self._about[name] = failed = kept(error, f"loading the pair {name!r}")
+                self._failed[name] = failed = kept(error, f"loading the pair {name!r}")
                 self._let_go(name)
                 raise failed from None
         return self._sessions[name]
@@ -140,9 +141,7 @@ class Engine:
         return table.get(case.tap, table.get(self.result(case).facts[case.tap].kind))
 
     def _facts(self, case: ParityCase) -> About:
-        held = self._about[case.pair]
-        assert isinstance(held, About)
-        return held
+        return self._about[case.pair]
 
     def case_record(self, case: ParityCase) -> dict[str, Any]:
         """Return the record of one case.
@@ -163,10 +162,20 @@ class Engine:
             paths=(place.reference, place.native),
             drift=found.drift.get(case.tap, 0.0),
             first=state.first_different,
-            likely=likely_causes(judged, draws[0], place.wrong, found.dtypes.get(case.tap, ({}, {}))) if draws else [],
+            likely=self._likely(judged, draws, place, found),
             known=self.known(case) if judged.different and not judged.logic else None,
             order=place.order,
         )
+
+    def _likely(self, judged: Judged, draws: list[Evidence], place: TapPlace, found: StateResult) -> list[str]:
+        if not draws:
+            return []
+        inside = f"{place.native.split(' ')[0].split('[')[0]}."
+        stored = sum(name.startswith(inside) for name in found.stored)
+        causes = likely_causes(judged, draws[0], place.wrong, found.dtypes.get(judged.name, ({}, {})))
+        if stored and judged.direction > 0:
+            causes.insert(0, f"stored-weight rounding: {stored} weights here are rounded copies of finer ones")
+        return causes[:3]
 
     def _unused(self, case: ParityCase, found: StateResult) -> list[str]:
         """List accepted differences that are none: the pair can drop them."""
@@ -209,5 +218,8 @@ class Engine:
             "tests": tests,
             "false_alarm_rate": false_alarm_rate(found.limits, tests),
             "known_unused": self._unused(case, found),
+            "compiled": {side: m.as_dict() for side, m in found.compiled.items()},
+            "finer_weights": found.stored,
+            "peak_memory_bytes": found.peak_memory,
             "seconds": found.seconds,
         }

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import resource
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from parity.draws import Draw, Options
-from parity.errors import ShadowError, TapError
+from parity.errors import LoraError, ShadowError, TapError
 from parity.execution.passes import OUTPUT
 from parity.execution.tap import Tap
+from parity.execution.trace import same_bits
 from parity.impact import Impact, Nudge
 from parity.numerics.evidence import Evidence
 from parity.numerics.limits import Limits, limits_for
@@ -35,6 +40,10 @@ class StateResult:
     decisions: int
     tokens: int
     seconds: dict[str, float]
+    stored: list[str]
+    """Native weights that are rounded copies of finer values: a cast checkpoint, a merged LoRA."""
+    peak_memory: int
+    """Bytes: of the GPU's allocator in this state, of the process elsewhere."""
     limits: Limits = field(default_factory=Limits)
     compiled: dict[str, ClassicMetrics] = field(default_factory=dict)
     """Per compiled side, its output compiled against eager."""
@@ -53,18 +62,44 @@ def run_state(session: PairSession, lora: bool, options: Options | None = None) 
     Raises:
         TapError: no tap matched, or shapes cannot be aligned.
         ModelFailed: a side raised.
+        LoraError: the LoRA changes nothing.
     """
     options = options or Options()
     if not [t for t in session.taps if t.reference and t.native]:
         raise TapError(f"{session.pair.name}: no tap exists on both sides; nothing would be compared")
     limits = limits_for(options.shadow_dtype)
     count = options.draws or session.pair.draws
+    without = _outputs(session, options) if lora else {}
     with session.lora(lora):
         draws = [Draw(session, lora, options.seed + i, options) for i in range(count)]
+        _check_lora_shows(without, draws[0])
         facts = [_facts(t, session) for t in session.taps if t.reference and t.native]
         judged = judge(facts, [d.evidence for d in draws], limits)
         _settle_impacts(session, judged, facts, draws[0], limits, options)
-    return _result(lora, judged, facts, draws, limits)
+        named = session.native.model.named_parameters()
+        stored = [name for name, p in named if id(p) in session.native.finer]
+    return _result(lora, judged, facts, draws, limits, stored)
+
+
+def _outputs(session: PairSession, options: Options) -> dict[str, Tensor]:
+    """Return what each side gives for the first draw, free-running and without taps."""
+    inputs = session.inputs(options.seed, options.variant)
+    sides = (session.reference, session.native)
+    return {side.label: side.runner(()).run(inputs).values[OUTPUT].low for side in sides}
+
+
+def _check_lora_shows(without: Mapping[str, Tensor], draw: Draw) -> None:
+    """Check that a LoRA changes something: a side that ignores it, or two, would pass.
+
+    Raises:
+        LoraError: a side's output is the same with and without it.
+    """
+    for side, trace in (("reference", draw.free_reference), ("native", draw.free_native)):
+        if side in without and same_bits(without[side], trace.values[OUTPUT].low):
+            raise LoraError(
+                f"the LoRA changes no bit of the {side}'s output: it was not applied, or to layers that never run\n"
+                "look at the side's `apply_lora`, and at the adapter's targets"
+            )
 
 
 def _facts(tap: Tap, session: PairSession) -> TapFacts:
@@ -97,8 +132,9 @@ def _settle_impacts(
 
 
 def _result(
-    lora: bool, judged: dict[str, Judged], facts: Sequence[TapFacts], draws: list[Draw], limits: Limits
-) -> StateResult:
+    lora: bool, judged: dict[str, Judged], facts: Sequence[TapFacts], draws: list[Draw], limits: Limits,
+    stored: list[str],
+) -> StateResult:  # fmt: skip
     first = draws[0]
     events: Counter[str] = Counter()
     flips: Counter[str] = Counter()
@@ -124,10 +160,18 @@ def _result(
         decisions=sum(d.reference.decisions.count for d in draws),
         tokens=_tokens(first, facts),
         seconds=dict(seconds),
+        stored=stored,
+        peak_memory=_peak_memory(),
         limits=limits,
         compiled=first.compiled,
         dtypes={f.name: (first.reference.segment_before(f.name), first.native.segment_before(f.name)) for f in facts},
     )
+
+
+def _peak_memory() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _tokens(draw: Draw, facts: Sequence[TapFacts]) -> int:

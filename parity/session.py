@@ -45,10 +45,13 @@ class LoadedSide:
             pruned(table, self.model)
         return make(roots=roots_of(self.model, dict(inputs)), finer=self.finer, memory=self.memory, **options)
 
-    def learn_constants(self, inputs: Inputs) -> None:
-        """Run a forward once under a shadow, for tables that are made and cached in the first call."""
+    def learn_constants(self, inputs: Inputs, taps: tuple[Tap, ...]) -> None:
+        """Run a forward once under a shadow, for tables that are made and cached in the first call.
+
+        The taps only tell how far a forward came that raises.
+        """
         shadow = self.shadow(Shadow, inputs, exact_above=EXACT_ABOVE)
-        self.runner(()).run(inputs, None, shadow)
+        self.runner(taps).run(inputs, None, shadow)
         self.memory.append(shadow.table)
 
 
@@ -171,8 +174,8 @@ class PairSession:
         """Learn the exact values of tables cached in the first call; once a session."""
         if not self._learned:
             self._learned = True
-            self.reference.learn_constants(inputs)
-            self.native.learn_constants(inputs)
+            self.reference.learn_constants(inputs, self.taps)
+            self.native.learn_constants(inputs, self.taps)
 
     def close(self) -> None:
         """Leave what surrounds the sides (process groups, environment)."""

@@ -136,7 +136,8 @@ def _state(result: StateResult, right: list[str]) -> str:
 
 
 def _rows(lines: Iterable[str]) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in lines if line.strip()]
+    rows = [json.loads(line) for line in lines if line.strip()]
+    return list({_key(row): row for row in rows}.values())  # measured twice: the later one counts
 
 
 def _key(row: dict[str, Any]) -> tuple[str, str, int, int]:

@@ -38,7 +38,8 @@ def _weights(weights: Sequence[WeightComparison]) -> list[str]:
     if not wrong:
         return []
     swapped = [f"{w.native_key} holds what should be {w.swapped_with}" for w in wrong if w.swapped_with]
-    return ["weights, not code: " + (", ".join(swapped[:2]) or f"{wrong[0].native_key} differs by {wrong[0].rel_l2:.1e}")]
+    text = ", ".join(swapped[:2]) or f"{wrong[0].native_key} differs by {wrong[0].rel_l2:.1e}"
+    return [f"weights, not code: {text}"]
 
 
 def _dtype(evidence: Evidence) -> str:

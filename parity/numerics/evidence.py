@@ -135,7 +135,7 @@ class _Arranged:
         self.excluded = int((untrusted & keep).sum())
         judged = keep & ~untrusted
         finite = values[0][judged].isfinite().all(-1) & values[1][judged].isfinite().all(-1)
-        self.nonfinite = (int((~values[0][judged].isfinite()).sum()), int((~values[1][judged].isfinite()).sum()))
+        self.nonfinite = _nonfinite(values[0][keep], values[1][keep])
         for z in values[4:]:
             finite &= z[judged].isfinite().all(-1)
         chosen = [v[judged][finite] for v in values]
@@ -153,6 +153,12 @@ class _Arranged:
         if m.reference.is_complex():
             return torch.view_as_real(m.reference), torch.view_as_real(m.native)
         return (m.reference, m.native) if bool(keep.all()) else (low_r, low_n)
+
+
+def _nonfinite(reference: Tensor, native: Tensor) -> tuple[int, int]:
+    """Count NaN and Inf, whatever their shadows say; -inf on both sides at the same place is a mask's."""
+    on_purpose = (reference == -math.inf) & (native == -math.inf)
+    return int((~reference.isfinite() & ~on_purpose).sum()), int((~native.isfinite() & ~on_purpose).sum())
 
 
 def _relative(difference: Tensor, of: Tensor) -> float:

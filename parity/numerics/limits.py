@@ -25,6 +25,8 @@ class Limits:
             while a down-cast to 16 bits changes it by thousands; so no power is needed either.
         z: standard errors beyond the margin; 4.27 is 1e-5 per one-sided test, measured at 5e-5 for heavy tails.
         z_power: further standard errors for 99 % power, used to say where the method is blind.
+        least_components: projections of fewer components are not tested (the whole residual is): the log ratio of a
+            handful of squares is heavy-tailed, and benign kernels reached a hundredfold with four.
         strong: a ratio of total rounding that one tap alone may turn red for; benign kernels reach 1.33.
         coherence: above it the reference's own rounding is as structured as a fault (nearly equal tokens): no verdict.
         lost_island_tokens: T0 of rho^2 = 1 + T/T0 for the hardest island (FP32 AdaLN seen at the ffn).
@@ -44,6 +46,7 @@ class Limits:
     margin_pooled_attention: float = 0.15
     z: float = 4.27
     z_power: float = 2.33
+    least_components: int = 16
     strong: float = 2.0
     coherence: float = 3.0
     lost_island_tokens: float = 1015.0

@@ -10,6 +10,7 @@ from enum import Enum
 
 from parity.numerics.evidence import Evidence
 from parity.numerics.limits import Limits
+from parity.numerics.rounding import Excess
 
 
 class VerdictClass(str, Enum):
@@ -107,7 +108,7 @@ def judge(facts: Sequence[TapFacts], draws: Sequence[Mapping[str, Evidence]], li
 
 
 def _tests(f: TapFacts, found: Sequence[Evidence], limits: Limits) -> list[_Test]:
-    names = sorted({p for e in found for p in e.excesses})
+    names = sorted({p for e in found for p, x in e.excesses.items() if _testable(p, x, limits)})
     margin = math.log1p(_margin(f, found, limits.margin, limits.margin_attention, limits))
     tests = []
     for p in names:
@@ -127,6 +128,10 @@ def _tests(f: TapFacts, found: Sequence[Evidence], limits: Limits) -> list[_Test
             )
         )
     return tests
+
+
+def _testable(projection: str, excess: Excess, limits: Limits) -> bool:
+    return projection == "identity" or excess.size >= limits.least_components
 
 
 def _margin(f: TapFacts, found: Sequence[Evidence], plain: float, attention: float, limits: Limits) -> float:

@@ -12,10 +12,12 @@ from fixtures.synthetic import synthetic_state
 from fixtures.tiny import edited, tiny_inputs, tiny_pair
 from parity.case import all_cases
 from parity.engine import Engine, Settings
+from parity.errors import ModelFailed
 from parity.pair import Build
 from parity.run import Options
 from parity.session import PairSession
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 COUNTED = """
 def counted(side, word):
     return replace(side, build=lambda b: (note(f"build_{word}"), side.build(b))[1],
@@ -76,6 +78,18 @@ def test_looking_up_needs_no_models(monkeypatch: pytest.MonkeyPatch) -> None:
     engine.close()
     monkeypatch.setattr("parity.engine.PairSession", None)
     assert [engine.case_record(case) for case in cases] == before
+
+
+def test_a_second_load_that_fails_leaves_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("parity.engine.run_state", synthetic_state)
+    engine = Engine({"one": tiny_pair("one", depth=1)}, Settings())
+    off, on = (next(c for c in all_cases([(engine.pairs["one"], Build())]) if c.lora is lora) for lora in (False, True))
+    before = engine.case_record(off)
+    engine.close()
+    monkeypatch.setattr("parity.engine.PairSession", lambda *args: 1 / 0)
+    with pytest.raises(ModelFailed, match="loading the pair 'one': ZeroDivisionError"):
+        engine.case_record(on)
+    assert engine.case_record(off) == before
 
 
 def test_what_is_kept_of_an_error_holds_no_activations() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fixtures.project import Project
+from parity.plugin.options import settings_of
 from parity.plugin.parallel import state_of
 
 PAIR = """
@@ -47,3 +48,14 @@ def test_usage_errors_are_told_once_by_the_controller(project: Project) -> None:
     run = project.run("-q", "-n", "2", "--parity-pair", "smal")
     assert run.code == pytest.ExitCode.USAGE_ERROR
     assert run.text.count("unknown pair 'smal'") == 1
+
+
+@pytest.mark.parametrize(("given", "expected"), [("auto", "cuda:1"), ("cpu", "cpu"), ("cuda:0", "cuda:0")])
+def test_worker_takes_a_gpu_of_its_own(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, given: str, expected: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr(request.config.option, "parity_device", given)
+    monkeypatch.setattr(request.config, "workerinput", {"workerid": "gw3"}, raising=False)
+    assert str(settings_of(request.config).device) == expected

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fixtures.shadowed import Program, cases, distance, draw, engine, in_double, judged, shadowed, untrusted
+from fixtures.shadowed import Program, cases, distance, draw, in_double, judged, shadowed, untrusted
 from parity.errors import UsageError
 from parity.execution.equivalents import EQUIVALENTS, Call, Equivalent, equivalent
 from parity.execution.rules import rule_of
@@ -98,7 +98,6 @@ def test_a_registered_equivalent_makes_it_judged(
     judged(program, X, W, exact=truth_linear)
 
 
-@engine("the equivalent of an op that writes is not called; the kernel runs on float64")
 def test_a_registered_equivalent_of_an_op_that_writes_is_used(
     register: Callable[[str, Equivalent], None],
 ) -> None:

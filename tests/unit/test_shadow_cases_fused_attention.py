@@ -138,7 +138,7 @@ def tokens_first(t: Tensor) -> Tensor:
         (flash_2, True, 3),
         pytest.param(flash_3, False, -1, marks=engine("flash-attn 3 has its scale and masks at other positions")),
         pytest.param(flash_3, True, -1, marks=engine("flash-attn 3 has its scale and masks at other positions")),
-        pytest.param(flash_3, False, 3, marks=engine("flash-attn 3 has its scale and masks at other positions")),
+        (flash_3, False, 3),
     ],
 )
 def test_flash_attention_entry_points_are_judged(entry: Callable[..., Tensor], causal: bool, left: int) -> None:
@@ -155,12 +155,10 @@ def test_flash_attention_entry_points_are_judged(entry: Callable[..., Tensor], c
 
 
 @pytest.mark.usefixtures("flash_on_cpu")
-@engine("dropout inside flash-attn is not noticed")
 def test_flash_attention_options_without_an_equivalent_are_not_trusted() -> None:
     untrusted(lambda q, k, v: flash_2(q, k, v, dropout=0.1), Q, K, V, because="dropout")
 
 
 @pytest.mark.usefixtures("flash_on_cpu")
-@engine("flash-attn 3 has its options at other positions")
 def test_flash_attention_3_with_softcap_is_not_trusted() -> None:
     untrusted(lambda q, k, v: flash_3(q, k, v, softcap=5.0), Q, K, V)

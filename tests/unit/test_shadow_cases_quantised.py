@@ -112,7 +112,8 @@ LOST = "what is made of quantised activations forgets what they stand for"
 
 @pytest.mark.parametrize("product", [
     *cases(plain, sliced, as_floats),
-    *(broken(p, LOST) for p in (cloned, laid_out_anew, joined, on_the_right, in_two_halves, accumulated)),
+    *cases(cloned, laid_out_anew, joined, on_the_right),
+    *(broken(p, LOST) for p in (in_two_halves, accumulated)),
 ])  # fmt: skip
 def test_int8_products_are_judged_or_not_trusted(product: Callable[[Tensor, Tensor], Tensor]) -> None:
     program = int8_product(product)
@@ -166,7 +167,8 @@ def fake(h: Tensor) -> Tensor:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("quantise", [
     *cases(rounded_and_cut, cast_only),
-    *(broken(q, LOST) for q in (in_place, with_a_zero_point, into_a_buffer, through_a_quantised_tensor, fake)),
+    *cases(with_a_zero_point),
+    *(broken(q, LOST) for q in (in_place, into_a_buffer, through_a_quantised_tensor, fake)),
 ])  # fmt: skip
 def test_quantising_is_a_down_cast_or_not_trusted(quantise: Callable[[Tensor], Tensor]) -> None:
     program = round_trip(quantise)

@@ -20,6 +20,11 @@ def dropped_in_place(x: Tensor, w: Tensor) -> Tensor:
     return F.dropout(F.linear(x, w), 0.5, True, inplace=True) * 1
 
 
+def dropped_natively(x: Tensor, w: Tensor) -> Tensor:
+    out: Tensor = torch.ops.aten.native_dropout(F.linear(x, w), 0.3, True)[0]
+    return out * 1
+
+
 def with_noise(x: Tensor, w: Tensor) -> Tensor:
     h = F.linear(x, w)
     return h + torch.randn_like(x, dtype=torch.bfloat16).to(h.dtype) + torch.empty(32, 16).uniform_().to(h.dtype)
@@ -30,6 +35,12 @@ def _kept(p: float) -> Tensor:
     return F.dropout(torch.ones(32, 16, dtype=torch.bfloat16), p, True) != 0
 
 
+def _kept_natively(p: float) -> Tensor:
+    torch.manual_seed(1)
+    kept: Tensor = torch.ops.aten.native_dropout(torch.ones(32, 16, dtype=torch.bfloat16), p, True)[1]
+    return kept
+
+
 def _noise() -> Tensor:
     torch.manual_seed(1)
     noise = torch.randn(32, 16, dtype=torch.bfloat16).double()
@@ -38,6 +49,7 @@ def _noise() -> Tensor:
 
 def test_both_sides_share_the_mask_or_the_noise() -> None:
     judged(dropped, X, W, exact=lambda x, w: F.linear(x, w) * _kept(0.3) / 0.7)
+    judged(dropped_natively, X, W, exact=lambda x, w: F.linear(x, w) * _kept_natively(0.3) / 0.7)
     judged(dropped_in_place, X, W, exact=lambda x, w: F.linear(x, w) * _kept(0.5) / 0.5)
     judged(with_noise, X, W, exact=lambda x, w: F.linear(x, w) + _noise())
     judged(lambda x, w: F.dropout(F.linear(x, w), 0.3, False, inplace=True) * 1, X, W)

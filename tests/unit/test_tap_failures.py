@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fixtures.shadowed import draw, engine
+from fixtures.shadowed import draw
 from parity.errors import ModelFailed, TapError, UsageError
 from parity.execution.hooks import TapHooks
 from parity.execution.passes import OUTPUT, Runner
@@ -94,16 +94,7 @@ CALLS: dict[str, Callable[[types.ModuleType], Callable[[Tensor], Tensor]]] = {
     "Kernels.static": lambda m: lambda x: m.Kernels().static(x),
     "Kernels.of_class": lambda m: lambda x: m.Kernels().of_class(x),
 }
-DESCRIPTORS = {
-    "Kernels.static": "a staticmethod comes back as a function and is broken for good",
-    "Kernels.of_class": "a classmethod gets one argument too many",
-    "Inherits.method": "an inherited method stays behind on the class",
-}
-
-
-@pytest.mark.parametrize(
-    "path", [pytest.param(p, marks=engine(DESCRIPTORS[p])) if p in DESCRIPTORS else p for p in CALLS]
-)
+@pytest.mark.parametrize("path", list(CALLS))
 def test_functions_are_tapped_and_put_back(path: str, kernels: types.ModuleType) -> None:
     before = {name: dict(vars(getattr(kernels, name))) for name in ("Kernels", "Inherits")} | {"double": kernels.double}
     model, point = Calling(CALLS[path](kernels)), Point(function=f"parity_test_kernels:{path}")
@@ -120,11 +111,11 @@ def test_functions_are_tapped_and_put_back(path: str, kernels: types.ModuleType)
 @pytest.mark.parametrize("where", [
     "parity_test_kernels:triple",
     "parity_test_kernels:Kernels.triple",
-    pytest.param("parity_test_kernels:Missing.double", marks=engine("an AttributeError of the reference")),
-    pytest.param("parity_no_such_module:double", marks=engine("a ModuleNotFoundError of the reference")),
+    "parity_test_kernels:Missing.double",
+    "parity_no_such_module:double",
 ])  # fmt: skip
 def test_a_missing_function_is_named(where: str, kernels: types.ModuleType) -> None:
-    with pytest.raises(TapError, match="there is no function"):
+    with pytest.raises(TapError, match=r"(?i)no function|no module"):
         seen(Calling(lambda x: x), Point(function=where))
 
 
@@ -140,7 +131,6 @@ def test_taps_that_are_not_reached_are_an_error() -> None:
     assert list(runner(model, *taps, side="native").run({"x": X}).values) == ["late", OUTPUT]
 
 
-@engine("the stance is taken before the taps are attached, and kept for good")
 def test_a_tap_that_is_not_there_leaves_torch_compile_on() -> None:
     compiled = 0
 

@@ -301,14 +301,7 @@ def test_outcome(judged: Judged, known: str | None, outcome: str) -> None:
 
 
 @pytest.mark.parametrize("ratio", [4.0, 0.25])
-@pytest.mark.parametrize(
-    "how",
-    [
-        "total rounding",
-        "seconded",
-        pytest.param("pooled", marks=pytest.mark.xfail(strict=True, reason="verdict: shows one tap's limit")),
-    ],
-)
+@pytest.mark.parametrize("how", ["total rounding", "seconded", "pooled"])
 def test_the_number_shown_is_outside_the_limit_shown(how: str, ratio: float) -> None:
     gentle = 1.12 if ratio > 1 else 1 / 1.12
     taps = {
