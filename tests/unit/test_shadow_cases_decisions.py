@@ -114,6 +114,31 @@ def test_what_a_sort_moved_follows_the_low_order() -> None:
     assert distance(ran.high, F.linear(LOGITS.double(), GATE.double()).gather(-1, order)) < 1e-15
 
 
+STEPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "floor": lambda h: h.floor(),
+    "ceil": lambda h: h.ceil(),
+    "trunc": lambda h: h.trunc(),
+    "round": lambda h: h.round(),
+    "sign": lambda h: (h - h.roll(1)).sign(),
+    "div floor": lambda h: torch.div(h, 0.3, rounding_mode="floor"),
+    "div trunc": lambda h: torch.div(h, 0.3, rounding_mode="trunc"),
+    "floor_divide": lambda h: h // 0.3,
+    "floor_": lambda h: (h * 1).floor_(),
+    "round_": lambda h: (h * 1).round_(),
+    "div_ floor": lambda h: (h * 1).div_(0.3, rounding_mode="floor"),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_is_the_low_sides(name: str) -> None:
+    def program(x: Tensor, gate: Tensor) -> Tensor:
+        return STEPS[name](F.linear(x, gate) * 8)
+
+    ran = shadowed(program, LOGITS, GATE)
+    assert torch.equal(ran.high, ran.low.double())
+    assert not torch.equal(ran.high, in_double(program, LOGITS, GATE)), "both decide alike: this case proves nothing"
+
+
 def into_topk(x: Tensor, gate: Tensor) -> Tensor:
     values, indices = x.new_empty(1500, 2), torch.empty(1500, 2, dtype=torch.long)
     torch.topk(F.linear(x, gate), 2, out=(values, indices))
