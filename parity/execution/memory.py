@@ -16,6 +16,8 @@ from parity.execution.storage import ShadowTable, geometry, is_float, real_dtype
 NAN = float("nan")
 _WORKSPACE_FROM = 1 << 15
 """Elements from which an upcast root goes to a reused buffer: fresh memory is the main cost of an upcast."""
+_IDLE: list[list[Tensor]] = []
+"""The buffers of the last pass on a CPU, for the next one. A GPU's allocator keeps its own."""
 
 
 class ShadowMemory:
@@ -134,6 +136,16 @@ class ShadowMemory:
         if held.numel() < count or held.dtype != dtype or held.device != device:
             held = self._work[slot] = torch.empty(count, dtype=dtype, device=device)
         return held[:count]
+
+    def _take_workspace(self) -> None:
+        """Take the buffers of an earlier pass, unless a pass around this one has them."""
+        self._work = _IDLE.pop() if _IDLE else []
+
+    def _leave_workspace(self) -> None:
+        """Leave the buffers to the next pass."""
+        kept = [held for held in self._work if held.device.type == "cpu"]
+        self._work = []
+        _IDLE[:] = [kept] if kept else _IDLE
 
     def _root_flat(self, whole: Tensor) -> Tensor:
         """Return the high values of a root's whole memory [n]."""

@@ -73,13 +73,14 @@ class Shadow(ShadowBinder, TorchDispatchMode):
     def __enter__(self) -> Shadow:
         torch.clear_autocast_cache()  # weights it rounded before the pass have no shadow
         self._watch.__enter__()
+        self._take_workspace()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exc: Any) -> None:
         super().__exit__(*exc)  # type: ignore[no-untyped-call]
         self._watch.__exit__(*exc)
-        self._work.clear()
+        self._leave_workspace()
 
     def begin_segment(self, name: str) -> None:
         """Start the segment that ends at the next tap: leaks of the last one no longer count."""

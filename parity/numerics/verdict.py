@@ -101,9 +101,11 @@ def judge(facts: Sequence[TapFacts], draws: Sequence[Mapping[str, Evidence]], li
     found = {f.name: [d[f.name] for d in draws if f.name in d] for f in facts}
     tests = {f.name: _tests(f, found[f.name], limits) for f in facts}
     pooled = _pooled(facts, tests, found, limits)
+    seen = _shown_by_island(facts, found, limits)
     singles = {name: [t for t in ts if t.exceeds(limits.z)] for name, ts in tests.items()}
     return {
-        f.name: _judge_tap(f, found[f.name], tests[f.name], singles, pooled, token_rows, facts, limits) for f in facts
+        f.name: _judge_tap(f, found[f.name], tests[f.name], singles, pooled, seen[f.kind], token_rows, facts, limits)
+        for f in facts
     }
 
 
@@ -173,8 +175,8 @@ def _pooled(
 
 def _judge_tap(
     f: TapFacts, found: Sequence[Evidence], tests: list[_Test], singles: Mapping[str, list[_Test]],
-    pooled: Mapping[tuple[str, str], tuple[int, float, float, int]], token_rows: int, facts: Sequence[TapFacts],
-    limits: Limits,
+    pooled: Mapping[tuple[str, str], tuple[int, float, float, int]], seen: float, token_rows: int,
+    facts: Sequence[TapFacts], limits: Limits,
 ) -> Judged:  # fmt: skip
     if not found:
         return Judged(f.name, VerdictClass.NOT_JUDGED, ["no draw reached this tap"])
@@ -197,7 +199,7 @@ def _judge_tap(
     if apart is not None:
         apart.tests = len(tests)
         return apart
-    blind = _blind(f, found, tests, pooled, token_rows, limits)
+    blind = _blind(f, found, tests, pooled, seen, token_rows, limits)
     if blind is not None:
         blind.tests = len(tests)
         return blind
@@ -294,7 +296,7 @@ def _seconded(
 
 def _blind(
     f: TapFacts, found: Sequence[Evidence], tests: list[_Test],
-    pooled: Mapping[tuple[str, str], tuple[int, float, float, int]], token_rows: int, limits: Limits,
+    pooled: Mapping[tuple[str, str], tuple[int, float, float, int]], seen: float, token_rows: int, limits: Limits,
 ) -> Judged | None:  # fmt: skip
     """Say where the method cannot see a lost island: structured reference rounding, too few tokens or channels."""
     if _is_fine(found, limits):
@@ -314,13 +316,29 @@ def _blind(
     per_channel = [t for t in tests if t.projection in ("channel_mean", "channel_slope")]
     se = min((pooled[f.kind, t.projection][2] for t in per_channel), default=1.0)
     margin = limits.margin_pooled_attention if f.attention else limits.margin_pooled
-    needed = limits.lost_island_tokens * ((1 + margin) ** 2 * math.exp(2 * (limits.z + limits.z_power) * se) - 1)
-    if rows < needed:
+    least = math.log1p(margin) + (limits.z + limits.z_power) * se
+    if seen < least:
+        needed = rows * math.expm1(2 * least) / math.expm1(2 * seen) if seen else math.inf
         return Judged(
             f.name, VerdictClass.NOT_JUDGED,
             [f"no power: {rows:.0f} tokens a sample, a lost FP32 island needs {needed:.0f} here (logic agrees)"],
         )  # fmt: skip
     return None
+
+
+def _shown_by_island(
+    facts: Sequence[TapFacts], found: Mapping[str, Sequence[Evidence]], limits: Limits
+) -> dict[str, float]:
+    """Return, by kind, the mean log ratio over its taps that a lost FP32 island would cause.
+
+    rho^2 = 1 + tokens / (T0 c^2): what the reference rounds coherently (c above 1) hides a part of the island.
+    """
+    ratios: dict[str, list[float]] = defaultdict(list)
+    for f in facts:
+        for e in found[f.name]:
+            hidden = limits.lost_island_tokens * max(1.0, e.coherence) ** 2
+            ratios[f.kind].append(0.5 * math.log1p(e.rows / e.groups / hidden))
+    return defaultdict(float, {kind: sum(r) / len(r) for kind, r in ratios.items()})
 
 
 def settle(judged: Judged, impact: float | None, limits: Limits, how: str = "") -> Judged:
