@@ -60,12 +60,15 @@ class Draw:
         lora: that state; only to tell shared traces apart.
         seed: of the inputs.
         options: how it is run.
+        inputs: run these instead of what the pair draws from the seed.
     """
 
-    def __init__(self, session: PairSession, lora: bool, seed: int, options: Options) -> None:
+    def __init__(
+        self, session: PairSession, lora: bool, seed: int, options: Options, inputs: Inputs | None = None
+    ) -> None:
         self.session, self.options, self.seed = session, options, seed
-        self._key = (lora, seed, options)
-        self.inputs: Inputs = session.inputs(seed, options.variant)
+        self._key = (lora, seed, options, None if inputs is None else id(inputs))
+        self.inputs: Inputs = session.inputs(seed, options.variant) if inputs is None else session.placed(inputs)
         self.seconds: dict[str, float] = {}
         self.observer: list[str] = []
         self._run()

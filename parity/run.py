@@ -13,7 +13,7 @@ from torch import Tensor
 from parity.draws import Draw, Options
 from parity.errors import LoraError, ShadowError, TapError
 from parity.execution.passes import OUTPUT
-from parity.execution.tap import Tap
+from parity.execution.tap import Inputs, Tap
 from parity.execution.trace import same_bits
 from parity.impact import Impact, Nudge
 from parity.numerics.evidence import Evidence
@@ -56,8 +56,16 @@ class StateResult:
         return next((n for n, j in self.judged.items() if j.different), None)
 
 
-def run_state(session: PairSession, lora: bool, options: Options | None = None) -> StateResult:
+def run_state(
+    session: PairSession, lora: bool, options: Options | None = None, inputs: Sequence[Inputs] | None = None
+) -> StateResult:
     """Run a pair in one LoRA state and judge every tap.
+
+    Args:
+        session: both models.
+        lora: the state.
+        options: how it is run.
+        inputs: one forward's inputs per draw; None: as many as asked for, drawn by the pair from the seed.
 
     Raises:
         TapError: no tap matched, or shapes cannot be aligned.
@@ -68,10 +76,10 @@ def run_state(session: PairSession, lora: bool, options: Options | None = None) 
     if not [t for t in session.taps if t.reference and t.native]:
         raise TapError(f"{session.pair.name}: no tap exists on both sides; nothing would be compared")
     limits = limits_for(options.shadow_dtype)
-    count = options.draws or session.pair.draws
-    without = _outputs(session, options) if lora else {}
+    given = [None] * (options.draws or session.pair.draws) if inputs is None else list(inputs)
+    without = _outputs(session, options, given[0]) if lora else {}
     with session.lora(lora):
-        draws = [Draw(session, lora, options.seed + i, options) for i in range(count)]
+        draws = [Draw(session, lora, options.seed + i, options, one) for i, one in enumerate(given)]
         _check_lora_shows(without, draws[0])
         facts = [_facts(t, session) for t in session.taps if t.reference and t.native]
         judged = judge(facts, [d.evidence for d in draws], limits)
@@ -81,9 +89,9 @@ def run_state(session: PairSession, lora: bool, options: Options | None = None) 
     return _result(lora, judged, facts, draws, limits, stored)
 
 
-def _outputs(session: PairSession, options: Options) -> dict[str, Tensor]:
+def _outputs(session: PairSession, options: Options, given: Inputs | None) -> dict[str, Tensor]:
     """Return what each side gives for the first draw, free-running and without taps."""
-    inputs = session.inputs(options.seed, options.variant)
+    inputs = session.inputs(options.seed, options.variant) if given is None else session.placed(given)
     sides = (session.reference, session.native)
     return {side.label: side.runner(()).run(inputs).values[OUTPUT].low for side in sides}
 

@@ -167,8 +167,11 @@ class PairSession:
     def inputs(self, seed: int, variant: str = "") -> dict[str, Any]:
         """Return the inputs of a draw, on the build's device."""
         draw = self.pair.variants[variant] if variant else self.pair.inputs
-        drawn = draw(self.build, seed)
-        return {k: v.to(self.build.device) if isinstance(v, Tensor) else v for k, v in drawn.items()}
+        return self.placed(draw(self.build, seed))
+
+    def placed(self, inputs: Inputs) -> dict[str, Any]:
+        """Return inputs on the build's device."""
+        return {k: v.to(self.build.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
 
     def learn_constants(self, inputs: Inputs) -> None:
         """Learn the exact values of tables cached in the first call; once a session."""
