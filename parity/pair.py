@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from parity.execution.tap import Inputs, Tap
 from parity.lora.adapter import LoraAdapter
+from parity.space import Drawn, InputSpace
 from parity.weights.keymap import KeyMap
 
 
@@ -97,6 +98,9 @@ class ModelPair:
         known: precision differences that are known and accepted, by tap or kind of tap, with the reason. A case that
             differs in precision there is an expected failure; a difference of logic is never accepted this way.
         draws: how many seeds are pooled by default.
+        space: from a `Build` to what the inputs can vary; None: no drawn inputs.
+        drawn: from a `Build` and the description of a drawn input to the inputs themselves; goes with `space`.
+        ignored: inputs that one side may ignore, by name, with the reason.
     """
 
     name: str
@@ -113,3 +117,6 @@ class ModelPair:
     declared: Mapping[str, str] = field(default_factory=dict)
     known: Callable[[Build], Mapping[str, str]] = lambda build: {}
     draws: int = 1
+    space: Callable[[Build], InputSpace] | None = None
+    drawn: Callable[[Build, Drawn], dict[str, Any]] | None = None
+    ignored: Mapping[str, str] = field(default_factory=dict)

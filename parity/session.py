@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from parity.errors import ModelFailed, ParityError
+from parity.execution.module_state import ModuleState
 from parity.execution.passes import Runner
 from parity.execution.roots import EXACT_ABOVE, build_remembering, pruned, roots_of
 from parity.execution.shadow import Shadow
@@ -27,13 +28,18 @@ from parity.weights.load import WeightComparison, finer_sources, load_native, te
 
 @dataclass
 class LoadedSide:
-    """One side, built. `memory` holds the exact values of tables made while building and in the first call."""
+    """One side, built.
+
+    `memory` holds the exact values of tables made while building and in the first call, `unused` the model's state
+    before any call.
+    """
 
     label: str
     side: Side
     model: nn.Module
     memory: list[ShadowTable]
     finer: dict[int, Tensor] = field(default_factory=dict)
+    unused: ModuleState | None = None
 
     def runner(self, taps: tuple[Tap, ...]) -> Runner:
         """Return what calls this side with its taps attached."""
@@ -84,6 +90,8 @@ class PairSession:
             self.native = self._load("native", pair.native)
             self._check_unshared()
             self._load_weights()
+            for loaded in (self.reference, self.native):
+                loaded.unused = loaded.unused or ModuleState(loaded.model)
         except BaseException:
             self._open.close()
             raise
@@ -144,18 +152,23 @@ class PairSession:
     def native_adapter(self) -> LoraAdapter:
         """The pair's LoRA carried to the native's module names."""
         assert self.adapter is not None
+        return self.carried(self.adapter)
+
+    def carried(self, adapter: LoraAdapter) -> LoraAdapter:
+        """Return an adapter in the native's module names."""
         shapes = [{k: v.shape for k, v in tensors_of(s.model).items()} for s in (self.reference, self.native)]
-        return map_adapter(self.adapter, self.pair.key_map(self.build), shapes[0], shapes[1])
+        return map_adapter(adapter, self.pair.key_map(self.build), shapes[0], shapes[1])
 
     @contextmanager
-    def lora(self, on: bool) -> Iterator[None]:
-        """Put the LoRA on both sides, each in its own way, while the context is open."""
+    def lora(self, on: bool, other: LoraAdapter | None = None) -> Iterator[None]:
+        """Put the LoRA, or another one, on both sides, each in its own way, while the context is open."""
         if not on:
             yield
             return
         assert self.adapter is not None
+        adapters = (self.adapter, self.native_adapter) if other is None else (other, self.carried(other))
         with ExitStack() as stack:
-            for side, adapter in ((self.reference, self.adapter), (self.native, self.native_adapter)):
+            for side, adapter in zip((self.reference, self.native), adapters, strict=True):
                 put = side.side.apply_lora or applied
                 before = _target_weights(side.model, adapter)
                 stack.enter_context(put(side.model, adapter))

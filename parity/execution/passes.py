@@ -152,16 +152,16 @@ class _Recorder:
         new = self.restart(tap, value, number)
         going_on = value if new is None else new
         if self.shadow is not None and high is not None:
-            kept = self._kept(tap)
+            kept = self._kept(tap, number)
             self.shadow.assign(going_on, going_on if kept is None else torch.where(kept(value), high, going_on))
         return new
 
-    def _kept(self, tap: Tap) -> Callable[[Tensor], Tensor] | None:
+    def _kept(self, tap: Tap, number: int) -> Callable[[Tensor], Tensor] | None:
         """Return the mask of what keeps the side's own value (padding), for a value of this side."""
-        mask: Callable[[Tap, Tensor], Tensor | None] | None = getattr(self.restart, "kept", None)
+        mask: Callable[[Tap, Tensor, int], Tensor | None] | None = getattr(self.restart, "kept", None)
         if mask is None:
             return None
-        return (lambda value: mask(tap, value)) if tap.valid is not None else None  # type: ignore[return-value]
+        return (lambda value: mask(tap, value, number)) if tap.valid is not None else None  # type: ignore[return-value]
 
     def trace(self, out: Tensor) -> Trace:
         """Close the pass: concatenate calls, add the final output."""
@@ -208,12 +208,18 @@ class FromReference:
         if other is None or not floats or bits(other) >= bits(value.dtype):
             return None
         rounded = value.to(other).to(value.dtype)
-        kept = self.kept(tap, value)
+        kept = self.kept(tap, value, number)
         return rounded if kept is None else torch.where(kept, value, rounded)
 
-    def kept(self, tap: Tap, value: Tensor) -> Tensor | None:
-        """Mask what is padding in the reference's layout."""
-        return None if tap.valid is None else ~mask_of(tap, self.inputs, value)
+    def kept(self, tap: Tap, value: Tensor, number: int = 0) -> Tensor | None:
+        """Mask what is padding in the reference's layout, in the value of one of its calls."""
+        if tap.valid is None:
+            return None
+        valid = tap.valid(self.inputs)
+        rows = value.shape[0]
+        if valid.shape[0] > rows:  # the mask is that of all calls
+            valid = valid[number * rows : (number + 1) * rows]
+        return ~_like(valid, value)
 
 
 @dataclass(frozen=True)
@@ -258,7 +264,7 @@ class FromTrace:
         if new.shape != value.shape:
             given = f"the layout {tap.layout.name!r} gives {tuple(new.shape)}"
             raise TapError(f"tap {tap.name}: {given}, the native has {tuple(value.shape)}")
-        kept = self.kept(tap, value)
+        kept = self.kept(tap, value, number)
         new = new if kept is None else torch.where(kept, value, new)
         out = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
         return out.copy_(new)
@@ -274,17 +280,22 @@ class FromTrace:
             raise TapError(f"tap {tap.name}: the native reached it {number + 1} times, {len(held)} in its plain pass")
         return held[number]
 
-    def kept(self, tap: Tap, value: Tensor) -> Tensor | None:
-        """Mask what is padding, in the native's layout."""
+    def kept(self, tap: Tap, value: Tensor, number: int = 0) -> Tensor | None:
+        """Mask what is padding, in the native's layout, in the value of one of its calls."""
         if tap.valid is None or tap.layout.backward is None:
             return None
-        like = self.values[tap.name]
+        like, (shape, parts) = self.values[tap.name], self.shapes[tap.name]
         mask = ~mask_of(tap, self.inputs, like)
-        return tap.layout.backward(mask.expand(like.shape).to(like.dtype), value.shape) > 0.5
+        whole = tap.layout.backward(mask.expand(like.shape).to(like.dtype), shape) > 0.5
+        return torch.split(whole, list(parts))[number] if len(parts) > 1 else whole
 
 
 def mask_of(tap: Tap, inputs: Inputs, value: Tensor) -> Tensor:
     """Return the mask of valid elements, broadcast to the reference value's shape."""
     assert tap.valid is not None
-    mask = tap.valid(inputs).to(value.device)
+    return _like(tap.valid(inputs), value)
+
+
+def _like(valid: Tensor, value: Tensor) -> Tensor:
+    mask = valid.to(value.device)
     return mask if mask.dim() == value.dim() else mask.expand(value.shape[:-1]).unsqueeze(-1)

@@ -223,6 +223,8 @@ def _broken(f: TapFacts, found: Sequence[Evidence], limits: Limits) -> Judged | 
         return Judged(f.name, VerdictClass.FELT, [text], logic=True)
     judged = sum(e.rows for e in found)
     lost = sum(e.excluded for e in found)
+    if judged + lost == 0 and not (bad_n or bad_r):
+        return Judged(f.name, VerdictClass.NOT_JUDGED, ["all is padding in these inputs"])
     if judged == 0 or lost / (judged + lost) > limits.excluded:
         if all(e.bit_exact for e in found) and judged + lost:
             return Judged(f.name, VerdictClass.BIT_EXACT, [f"{lost} rows have no trusted shadow"])

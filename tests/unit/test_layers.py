@@ -13,10 +13,10 @@ ROOT = Path(__file__).resolve().parents[2] / "parity"
 
 BASE = frozenset({"errors", "registry"})
 WEIGHTS = BASE | {"numerics", "weights"}
-DATA = WEIGHTS | {"execution", "lora", "pair"}
+DATA = WEIGHTS | {"execution", "lora", "pair", "space"}
 RUN = DATA | {"session", "draws", "impact", "run"}
 """Everything a case needs, from a pair to its verdicts."""
-SERVICES = {"case", "choices", "discover", "engine", "environment", "inventory", "runs", "io", "report", "diagnose"}
+SERVICES = {"case", "examples", "sensitivity", "choices", "discover", "engine", "environment", "inventory", "runs", "io", "report", "diagnose"}
 
 LAYERS: dict[str, frozenset[str]] = {
     "errors": frozenset(),
@@ -25,7 +25,8 @@ LAYERS: dict[str, frozenset[str]] = {
     "execution": BASE | {"numerics"},
     "weights": BASE | {"numerics"},
     "lora": WEIGHTS,
-    "pair": BASE | {"execution", "weights", "lora"},
+    "space": frozenset({"errors"}),
+    "pair": BASE | {"execution", "weights", "lora", "space"},
     "case": BASE | {"execution", "pair"},
     "choices": BASE | {"pair"},
     "discover": BASE | {"pair"},
@@ -40,7 +41,9 @@ LAYERS: dict[str, frozenset[str]] = {
     "io": BASE | {"weights", "execution", "report"},
     "failures": BASE,
     "about": RUN | {"case", "io"},
-    "strategies": BASE | {"execution"},
+    "examples": RUN - {"run"},
+    "sensitivity": RUN - {"run", "draws", "impact"},
+    "strategies": BASE | {"space"},
     "engine": RUN | {"about", "case", "diagnose", "failures", "report"},
     "runs": BASE | {"environment", "report", "io"},
     "inventory": DATA | {"discover", "io"},

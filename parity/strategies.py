@@ -1,0 +1,208 @@
+"""Hypothesis strategies: what is drawn is the small description of an input; the pair makes its values from a seed.
+
+Every strategy shrinks to the plainest: the smallest latent, one sample, one timestep, a text of one token.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings, target
+from hypothesis import strategies as st
+from hypothesis.database import DirectoryBasedExampleDatabase
+from hypothesis.errors import Flaky
+
+from parity.space import Drawn, InputSpace
+
+Draw = Callable[[st.SearchStrategy[Any]], Any]
+ProfileName = Literal["local", "ci"]
+SHRINKS = 60
+"""Inputs that are run to make a failing one smaller."""
+
+
+@st.composite
+def drawn_inputs(draw: Draw, space: InputSpace, lora: bool = False, earlier: bool = True) -> Drawn:
+    """Draw one input of a space.
+
+    Args:
+        draw: given by hypothesis.
+        space: what may vary.
+        lora: whether ranks and alpha of the adapter vary too.
+        earlier: whether there may be calls before the judged one.
+    """
+    batch = draw(st.sampled_from(space.batch.values))
+    frames = draw(st.sampled_from(space.frames.values))
+    conditioning = draw(st.integers(0, min(space.conditioning, frames - 1)))
+    # Each one a choice of its own, drawn in one place: what is left out is left out for every input of the pair.
+    return Drawn(
+        batch=batch,
+        frames=frames,
+        height=draw(st.sampled_from(space.height.values)),
+        width=draw(st.sampled_from(space.width.values)),
+        text_lengths=draw(text_lengths(space, batch)),
+        timesteps=draw(timesteps(space, batch, frames)),
+        conditioning=conditioning,
+        guidance=draw(guidances(space)),
+        scale=draw(st.sampled_from(scales(space))),
+        outliers=draw(outlier_channels(space)),
+        ranks=draw(_ranks(space)) if lora else (),
+        alpha=draw(st.sampled_from(space.alphas)) if lora else Drawn.alpha,
+        before=draw(_calls_before(space)) if earlier and space.calls > 1 else (),
+        seed=draw(st.integers(0, 999)),
+    )
+
+
+def text_lengths(space: InputSpace, batch: int) -> st.SearchStrategy[tuple[int, ...]]:
+    """Draw valid text tokens per sample: one, short, full, none; nothing where a pair does not vary them."""
+    if space.text is None:
+        return st.just(())
+    span = space.text
+    ends = [n for n in dict.fromkeys((1, span.most, span.least, 0)) if n in span.values]
+    row = st.one_of(st.sampled_from(ends), st.sampled_from(span.values))
+    return st.tuples(*[row] * batch)
+
+
+def timesteps(space: InputSpace, batch: int, frames: int) -> st.SearchStrategy[tuple[tuple[float, ...], ...]]:
+    """Draw a timestep per sample or per frame, mostly not a whole number: bfloat16 holds whole ones up to 256 only."""
+    low, high = space.timesteps
+    parts = 1000
+    step = st.builds(
+        lambda whole, part: round(low + (high - low) * min(whole + part, parts) / parts, 3),
+        st.integers(0, parts), st.sampled_from((0.37, 0.0, 0.5)),
+    )  # fmt: skip
+    counts = st.sampled_from((1, frames) if space.per_frame and frames > 1 else (1,))
+    return counts.flatmap(lambda count: st.tuples(*[st.tuples(*[step] * count)] * batch))
+
+
+def guidances(space: InputSpace) -> st.SearchStrategy[float | None]:
+    """Draw no guidance, or a scale of it."""
+    if space.guidance is None:
+        return st.none()
+    low, high = space.guidance
+    return st.none() | st.integers(0, 16).map(lambda part: low + (high - low) * part / 16)
+
+
+def scales(space: InputSpace) -> list[float]:
+    """List standard deviations of the latents: 1 first, then from the ends of the span inwards."""
+    low, high = space.scale
+    ladder = [high, low, *(10.0**power for power in (1, -2, -1) if low < 10.0**power < high)]
+    return [1.0, *ladder] if low <= 1.0 <= high else ladder
+
+
+def outlier_channels(space: InputSpace) -> st.SearchStrategy[tuple[int, ...]]:
+    """Draw up to two latent channels that stand out."""
+    if not space.outliers:
+        return st.just(())
+    most = min(2, space.outliers)
+    return st.lists(st.integers(0, space.outliers - 1), max_size=most, unique=True).map(lambda c: tuple(sorted(c)))
+
+
+def _ranks(space: InputSpace) -> st.SearchStrategy[tuple[int, ...]]:
+    """Draw the pair's own adapter, or up to three ranks that take turns."""
+    return st.just(()) | st.lists(st.sampled_from(space.ranks), min_size=1, max_size=3).map(tuple)
+
+
+def _calls_before(space: InputSpace) -> st.SearchStrategy[tuple[Drawn, ...]]:
+    """Draw no call before the judged one, or some."""
+    one = drawn_inputs(space, earlier=False)
+    return st.just(()) | st.lists(one, min_size=1, max_size=space.calls - 1).map(tuple)
+
+
+# --- running them -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How inputs are chosen.
+
+    Args:
+        examples: inputs that are run, besides those that make a failing one smaller.
+        name: "local" draws others each time and begins with what failed before; "ci" draws the same each time.
+        seed: makes a local run repeatable; None: another each time.
+    """
+
+    examples: int = 5
+    name: ProfileName = "local"
+    seed: int | None = None
+
+    def settings(self, key: str = "") -> settings:
+        """Return hypothesis' own settings; `key` tells apart what failed before."""
+        repeatable = self.name == "ci" or self.seed is not None
+        kept = None if repeatable or not key else DirectoryBasedExampleDatabase(Path(".hypothesis", "parity", key))
+        return settings(
+            max_examples=self.examples, derandomize=self.name == "ci", deadline=None, print_blob=False,
+            report_multiple_bugs=False, verbosity=Verbosity.quiet, suppress_health_check=list(HealthCheck),
+            phases=[Phase.reuse, Phase.generate, Phase.target, Phase.shrink], database=kept,
+        )  # fmt: skip
+
+
+def default_profile() -> ProfileName:
+    """Return the profile of this machine: `ci` where the environment says CI, else `local`."""
+    return "ci" if os.environ.get("CI") else "local"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What running one input showed: whether it fails, and numbers to climb on."""
+
+    fails: bool
+    targets: dict[str, float]
+
+
+class _Found(Exception):
+    """An input fails."""
+
+
+def explore(space: InputSpace, check: Callable[[Drawn, bool], Seen], profile: Profile, lora: bool = False,
+            key: str = "") -> Drawn | None:  # fmt: skip
+    """Draw inputs, climb towards large numbers, and return the smallest input found to fail, None where none does.
+
+    Args:
+        space: what may vary.
+        check: runs an input; told whether an earlier one has failed already, so that this one only makes it smaller.
+        profile: how many, and how they are chosen.
+        lora: whether the adapter varies too.
+        key: what is explored, for the database of what failed before.
+    """
+    search = _Search(check)
+
+    @profile.settings(key)
+    @given(drawn_inputs(space, lora))
+    def run(drawn: Drawn) -> None:
+        search(drawn)
+
+    if profile.seed is not None and profile.name == "local":
+        run = seed(profile.seed)(run)
+    try:
+        run()
+    except (_Found, Flaky):
+        return search.smallest
+    return None
+
+
+class _Search:
+    """Runs inputs for hypothesis, each once, and gives up making a failing one smaller after a while."""
+
+    def __init__(self, check: Callable[[Drawn, bool], Seen]) -> None:
+        self._check = check
+        self._seen: dict[Drawn, Seen] = {}
+        self._left = SHRINKS
+        self.smallest: Drawn | None = None
+
+    def __call__(self, drawn: Drawn) -> None:
+        if drawn not in self._seen:
+            if self.smallest is not None:
+                self._left -= 1
+            if self._left < 0:
+                return  # as if it passed: hypothesis then keeps the smallest so far
+            self._seen[drawn] = self._check(drawn, self.smallest is not None)
+        seen = self._seen[drawn]
+        for label, value in seen.targets.items():
+            target(value, label=label)
+        if seen.fails:
+            self.smallest = drawn
+            raise _Found
