@@ -20,6 +20,7 @@ from parity.execution.module_state import ModuleState
 from parity.execution.passes import OUTPUT
 from parity.execution.tap import Inputs
 from parity.execution.trace import same_bits
+from parity.fresh import fresh
 from parity.impact import Impact, Nudge
 from parity.lora.varied import varied
 from parity.numerics.evidence import Evidence
@@ -118,7 +119,7 @@ class Examples:
         make, build = self.session.pair.drawn, self.session.build
         assert make is not None
         calls = [self.session.placed(make(build, one)) for one in (*drawn.before, drawn)]
-        with _fresh(self.session), self._with_lora(drawn):
+        with fresh(self.session), self._with_lora(drawn):
             ready = _Ready(calls[-1])
             kept = [self._called(side, drawn, calls, ready) for side in (self.session.reference, self.session.native)]
             if ready.problem is None and any(kept):
@@ -180,25 +181,6 @@ class _Ready:
     inputs: Inputs
     outputs: dict[str, Tensor] = field(default_factory=dict)
     problem: Example | None = None
-
-
-@contextmanager
-def _fresh(session: PairSession) -> Iterator[None]:
-    """Bring both models to how they were loaded; after it, the session is as before."""
-    sides = (session.reference, session.native)
-    learned, memories = session._learned, [side.memory for side in sides]
-    assert session.reference.unused is not None
-    assert session.native.unused is not None
-    with session.reference.unused.restored(), session.native.unused.restored():
-        session._learned = True
-        for side in sides:
-            side.memory = side.memory[:1]
-        try:
-            yield
-        finally:
-            session._learned = learned
-            for side, memory in zip(sides, memories, strict=True):
-                side.memory = memory
 
 
 def _kept_state(draw: Draw, outputs: Mapping[str, Tensor]) -> str:

@@ -131,6 +131,30 @@ class Drawn:
         return len(self.timesteps[0]) > 1
 
 
+def typical(space: InputSpace) -> Drawn:
+    """Return a small input with something of everything, where a change of any input can show."""
+    batch, frames = _near(space.batch, 2), _near(space.frames, 3)
+    low, high = space.timesteps
+    steps = tuple((round(low + (high - low) * (0.3 + 0.4 * row / batch), 2),) for row in range(batch))
+    shorter = () if space.text is None else tuple(_near(space.text, space.text.most - 1 - row) for row in range(batch))
+    return Drawn(
+        batch=batch,
+        frames=frames,
+        height=_near(space.height, 3 * space.height.step),
+        width=_near(space.width, 4 * space.width.step),
+        text_lengths=shorter,
+        timesteps=steps,
+        conditioning=min(1, space.conditioning, frames - 1),
+        guidance=None if space.guidance is None else round(sum(space.guidance) / 2, 2),
+        scale=1.0 if _within(1.0, space.scale) else space.scale[0],
+    )
+
+
+def _near(span: Span, wanted: int) -> int:
+    """Return the number of a span nearest to the wanted one."""
+    return min(span.values, key=lambda value: abs(value - wanted))
+
+
 _ALWAYS = ("batch", "frames", "height", "width", "timesteps", "seed")
 OUTLIER = 40.0
 """How many times as large an outlier channel is."""

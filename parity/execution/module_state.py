@@ -6,6 +6,7 @@ process, the state is put back first. Weights are left alone; so is what lives o
 
 from __future__ import annotations
 
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 _STRUCTURE = ("_parameters", "_modules", "_buffers", "training")
+_MUTABLE = (dict, list, set, OrderedDict, defaultdict)
+"""Containers that are put back: their own types only, as others have their own idea of being changed."""
 _DEPTH = 3
 """How deep containers in containers are followed."""
 
@@ -58,7 +61,7 @@ class ModuleState:
             if not isinstance(value, nn.Parameter) and id(value) not in self._tensors:
                 self._tensors[id(value)] = _Written(value, value.detach().clone(), _version(value))
         elif depth and (inside := _container(value)) is not None:
-            if not isinstance(inside, tuple):
+            if type(inside) in _MUTABLE:
                 self._containers.append((inside, inside.copy()))
             for inner in list(inside.values()) if isinstance(inside, dict) else inside:
                 self._remember(inner, depth - 1)
@@ -80,8 +83,9 @@ class ModuleState:
                 del space[name]
             space.update(kept)
         for container, kept in self._containers:
-            container.clear()
-            (container.extend if isinstance(container, list) else container.update)(kept)
+            if not _same(container, kept):
+                container.clear()
+                (container.extend if isinstance(container, list) else container.update)(kept)
         for written in self._tensors.values():
             written.put_back()
 

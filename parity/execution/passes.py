@@ -217,7 +217,7 @@ class FromReference:
             return None
         valid = tap.valid(self.inputs)
         rows = value.shape[0]
-        if valid.shape[0] > rows:  # the mask is that of all calls
+        if valid.dim() >= value.dim() - 1 and valid.shape[0] > rows:  # the mask is that of all calls
             valid = valid[number * rows : (number + 1) * rows]
         return ~_like(valid, value)
 

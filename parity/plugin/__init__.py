@@ -11,9 +11,13 @@ from parity.errors import ParityError
 from parity.plugin.book import Bookkeeper
 from parity.plugin.cases import OURS, cases_of, parametrize
 from parity.plugin.check import ParityWarning, parity_check, parity_engine, parity_evidence, parity_state
+from parity.plugin.drawn import parity_drawn, parity_sensitivity
 from parity.plugin.options import add_options, given
 
-__all__ = ["ParityWarning", "parity_check", "parity_engine", "parity_evidence", "parity_state"]
+__all__ = [
+    "ParityWarning", "parity_check", "parity_drawn", "parity_engine", "parity_evidence", "parity_sensitivity",
+    "parity_state",
+]  # fmt: skip
 
 _REFUSED = pytest.StashKey[str]()
 
@@ -41,7 +45,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """
     config = session.config
     controls = bool(getattr(config.option, "dist", "no") != "no") and not hasattr(config, "workerinput")
-    if given(config) or config.getoption("--parity-require") or (controls and config.getini("parity_pairs")):
+    asked = given(config) or config.getoption("--parity-require") or config.getoption("--parity-drawn")
+    if asked or (controls and config.getini("parity_pairs")):
         try:
             cases_of(config)
         except ParityError as error:

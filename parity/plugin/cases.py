@@ -8,6 +8,7 @@ import pytest
 
 from parity.case import ParityCase, all_cases
 from parity.engine import Engine
+from parity.plugin.drawn_cases import CASES as DRAWN_CASES
 from parity.plugin.options import chosen_pairs, settings_of
 
 _ENGINE = pytest.StashKey[Engine]()
@@ -18,7 +19,9 @@ _FIXTURES: dict[str, Callable[[ParityCase], bool]] = {
     "layer_case": lambda case: bool(case.block) and "." in case.tap,
     "outer_case": lambda case: not case.block,
 }
-OURS = frozenset({"parity_check", "parity_evidence", "parity_state", "parity_engine"})
+OURS = frozenset(
+    {"parity_check", "parity_evidence", "parity_state", "parity_engine", "parity_drawn", "parity_sensitivity"}
+)
 """A test that asks for one of these asks for our cases; any other may use the word `case` as it likes."""
 
 
@@ -54,6 +57,9 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
     for name, wanted in _FIXTURES.items():
         if name in metafunc.fixturenames:
             _parametrize(metafunc, name, {c.id: c for c in cases_of(metafunc.config) if wanted(c)})
+    for name, listed in DRAWN_CASES.items():
+        if name in metafunc.fixturenames:
+            _parametrize(metafunc, name, {c.id: c for c in listed(engine_of(metafunc.config))})
     if "pair_state" in metafunc.fixturenames:
         states: dict[str, ParityCase] = {}
         for case in cases_of(metafunc.config):

@@ -16,6 +16,7 @@ from parity.engine import Settings
 from parity.errors import UsageError
 from parity.pair import ModelPair
 from parity.run import Options
+from parity.space import Drawn, parse_drawn
 
 _SHADOWS = {"float64": torch.float64, "float32": torch.float32}
 
@@ -45,8 +46,20 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--parity-twins": {"type": _at_least(1), "default": 3, "help": "lattice twins a draw (default 3)"},
     "--parity-shadow-dtype": {"choices": sorted(_SHADOWS), "default": "float64", "help": "dtype of the shadow"},
+    "--parity-examples": {"type": _at_least(1), "default": 8, "help": "drawn inputs a pair and LoRA state (default 8)"},
+    "--parity-profile": {
+        "choices": ["ci", "local"], "default": None,
+        "help": "ci draws the same inputs each time, local others (default: ci where the environment says CI)",
+    },
+    "--parity-drawn": {
+        "action": "append", "default": [], "metavar": "DRAWN", "help": "only this drawn input, as a failure prints it",
+    },
     "--parity-report": {"default": "reports", "metavar": "DIR", "help": "where the record is written"},
 }  # fmt: skip
+
+
+_UNTOLD = ("--parity-require", "--parity-report", "--parity-drawn")
+"""What a rerun of one case does not need; drawn inputs are told by the case they belong to."""
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -86,6 +99,7 @@ def settings_of(config: pytest.Config) -> Settings:
         UsageError: there is no such device.
     """
     option = config.getoption
+    drawn_given(config)
     return Settings(
         dtype=dtype_named(option("--parity-dtype")),
         size=option("--parity-size"),
@@ -97,6 +111,15 @@ def settings_of(config: pytest.Config) -> Settings:
             shadow_dtype=_SHADOWS[option("--parity-shadow-dtype")],
         ),
     )
+
+
+def drawn_given(config: pytest.Config) -> list[Drawn]:
+    """Return the drawn inputs that are asked for.
+
+    Raises:
+        UsageError: one is not as a failure prints it.
+    """
+    return [parse_drawn(text) for text in config.getoption("--parity-drawn")]
 
 
 def _device(config: pytest.Config) -> torch.device:
@@ -113,6 +136,6 @@ def given(config: pytest.Config) -> str:
     words = []
     for flag, how in _OPTIONS.items():
         value = config.getoption(flag)
-        if value != how["default"] and flag not in ("--parity-require", "--parity-report"):
+        if value != how["default"] and flag not in _UNTOLD:
             words += [f"{flag}={shlex.quote(str(v))}" for v in (value if isinstance(value, list) else [value])]
     return "".join(f" {word}" for word in words)

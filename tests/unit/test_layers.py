@@ -16,7 +16,10 @@ WEIGHTS = BASE | {"numerics", "weights"}
 DATA = WEIGHTS | {"execution", "lora", "pair", "space"}
 RUN = DATA | {"session", "draws", "impact", "run"}
 """Everything a case needs, from a pair to its verdicts."""
-SERVICES = {"case", "examples", "sensitivity", "choices", "discover", "engine", "environment", "inventory", "runs", "io", "report", "diagnose"}
+SERVICES = {
+    "case", "explored", "sensitivity", "choices", "discover", "engine", "environment", "inventory", "runs", "io",
+    "report", "diagnose",
+}  # fmt: skip
 
 LAYERS: dict[str, frozenset[str]] = {
     "errors": frozenset(),
@@ -41,8 +44,10 @@ LAYERS: dict[str, frozenset[str]] = {
     "io": BASE | {"weights", "execution", "report"},
     "failures": BASE,
     "about": RUN | {"case", "io"},
-    "examples": RUN - {"run"},
-    "sensitivity": RUN - {"run", "draws", "impact"},
+    "fresh": DATA | {"session"},
+    "examples": RUN - {"run"} | {"fresh"},
+    "sensitivity": DATA | {"session", "fresh"},
+    "explored": RUN - {"run"} | {"examples", "strategies"},
     "strategies": BASE | {"space"},
     "engine": RUN | {"about", "case", "diagnose", "failures", "report"},
     "runs": BASE | {"environment", "report", "io"},

@@ -1,0 +1,150 @@
+"""Fixtures: a pair on drawn inputs, and the response of both sides to a change of each input."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shlex
+import warnings
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pytest
+
+from parity.case import ParityCase
+from parity.engine import Engine
+from parity.errors import ParityError, SourceMissing
+from parity.plugin.check import ParityWarning, _rerun
+from parity.plugin.options import drawn_given
+from parity.report.drawn import drawn_text, imprecise_text, sensitivity_text
+from parity.sensitivity import Response, Sensitivity
+from parity.session import PairSession
+
+if TYPE_CHECKING:  # hypothesis takes its time to import, and not everyone has it
+    from parity.explored import Explored
+    from parity.strategies import Profile
+
+_SENSITIVITIES = pytest.StashKey[dict[str, Sensitivity]]()
+
+
+class _Check:
+    """What both checks need: the pair's session, and how a test ends."""
+
+    def __init__(self, request: pytest.FixtureRequest, engine: Engine) -> None:
+        self._config, self._node, self._engine = request.config, request.node, engine
+
+    def _session(self, case: ParityCase) -> PairSession:
+        try:
+            return self._engine.session(case.pair)
+        except SourceMissing as error:
+            if case.pair in self._config.getoption("--parity-require"):
+                self._fail(f"{case.pair} is required and not here: {error}")
+            pytest.skip(str(error))
+        except ParityError as error:
+            self._fail(f"{case.id}: {error}\n  rerun: {self._rerun()}")
+
+    def _rerun(self, extra: str = "") -> str:
+        return _rerun(self._config, self._node) + extra
+
+    def _outcome(self, outcome: str) -> None:
+        self._node.user_properties.append(("parity_outcome", outcome))
+
+    def _fail(self, text: str) -> NoReturn:
+        self._outcome("failed")
+        pytest.fail(text, pytrace=False)
+
+    def _not_judged(self, why: str) -> None:
+        self._outcome("not judged")
+        pytest.skip(f"not judged: {why}")
+
+
+@pytest.fixture
+def parity_drawn(request: pytest.FixtureRequest, parity_engine: Engine) -> Any:
+    """Return the check of one pair and LoRA state on drawn inputs."""
+    return _DrawnCheck(request, parity_engine)
+
+
+class _DrawnCheck(_Check):
+    def __call__(self, case: ParityCase) -> None:
+        from parity.explored import explored
+
+        session, profile = self._session(case), self._profile()
+        only = drawn_given(self._config)
+        try:
+            found = explored(session, case.lora, self._engine.settings.options, profile, only)
+        except ParityError as error:
+            self._fail(f"{case.id}: {error}\n  rerun: {self._rerun()}")
+        self._node.user_properties.append(("parity_drawn", json.dumps([repr(e.drawn) for e in found.examples])))
+        self._end(case, found, self._repeated(profile, only))
+
+    def _profile(self) -> Profile:
+        from parity.strategies import Profile, default_profile
+
+        option = self._config.getoption
+        name = option("--parity-profile") or default_profile()
+        seed = None if name == "ci" else option("--parity-seed") or secrets.randbelow(10**6) + 1
+        return Profile(option("--parity-examples"), name, seed)
+
+    def _repeated(self, profile: Profile, only: Any) -> str:
+        """Word what draws the same inputs again."""
+        if only:
+            return "".join(f" --parity-drawn={shlex.quote(repr(d))}" for d in only)
+        given = self._rerun()
+        words = [f" --parity-profile={profile.name}", f" --parity-seed={profile.seed}" if profile.seed else ""]
+        return "".join(word for word in words if word.split("=")[0].strip() not in given)
+
+    def _end(self, case: ParityCase, found: Explored, repeated: str) -> None:
+        if (e := found.failing) is not None:
+            again = self._rerun(f" --parity-drawn={shlex.quote(repr(e.drawn))}")
+            wrong = f"{e.wrong} at {e.tap}" if e.tap else e.wrong
+            counts = (sum(bool(x.wrong) for x in found.examples), len(found.examples))
+            place = found.native_paths.get(e.tap, "")
+            self._fail(drawn_text(case.id, repr(e.drawn), wrong, place, counts, again))
+        if found.imprecise:
+            worst = found.imprecise[0]
+            place = found.native_paths[worst.name]
+            text = imprecise_text(case.id, worst.name, worst.reasons, place, found.judged, self._rerun(repeated))
+            if found.felt:
+                self._fail(text)
+            warnings.warn(ParityWarning(text), stacklevel=2)
+        if not found.judged:
+            why = found.examples[0].refused or "no trusted shadow"
+            self._not_judged(f"none of {len(found.examples)} inputs: {why}")
+        if found.blind:
+            self._not_judged(f"{len(found.blind)} taps in no input, first {found.blind[0]}")
+        self._outcome("passed")
+
+
+@pytest.fixture
+def parity_sensitivity(request: pytest.FixtureRequest, parity_engine: Engine) -> Any:
+    """Return the check of both sides' response to a change of one input."""
+    return _SensitivityCheck(request, parity_engine)
+
+
+class _SensitivityCheck(_Check):
+    def __call__(self, case: ParityCase) -> None:
+        name = case.tap.removeprefix("input.")
+        ignored = self._engine.pairs[case.pair].ignored.get(name)
+        responses = self._responses(case, name)
+        wrong = next((r for r in responses if r.wrong), None)
+        if wrong is not None and ignored is None:
+            sides = (wrong.reference, wrong.native)
+            self._fail(sensitivity_text(case.id, name, wrong.wrong, wrong.change, sides, self._rerun()))
+        if wrong is not None:
+            self._outcome("known")
+            pytest.xfail(f"declared: {ignored}")
+        if ignored is not None:
+            text = f"{case.id}: {name!r} is declared ignored, but both sides read it"
+            warnings.warn(ParityWarning(text), stacklevel=2)
+        if not any(r.judged for r in responses):
+            self._not_judged("; ".join(r.change for r in responses))
+        self._outcome("passed")
+
+    def _responses(self, case: ParityCase, name: str) -> list[Response]:
+        session = self._session(case)
+        held = self._config.stash.setdefault(_SENSITIVITIES, {})
+        try:
+            if case.pair not in held:
+                held[case.pair] = Sensitivity(session, self._engine.settings.options.shadow_dtype)
+            return held[case.pair].of(name)
+        except ParityError as error:
+            self._fail(f"{case.id}: {error}\n  rerun: {self._rerun()}")

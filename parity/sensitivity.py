@@ -1,0 +1,184 @@
+"""Sensitivity parity: what each input does to the output of either side.
+
+An input that moves one side and not the other is accepted and ignored (a mask, a hard-coded frame rate), even where
+both agree on the inputs one happens to have. Responses are compared between shadows, so rounding plays no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parity.errors import ModelFailed
+from parity.execution.passes import OUTPUT
+from parity.execution.shadow import Shadow
+from parity.execution.tap import Inputs
+from parity.fresh import fresh
+from parity.pair import Build, ModelPair
+from parity.session import LoadedSide, PairSession
+from parity.space import typical
+
+STEP = 0.06
+"""Relative size of a change: several bfloat16 roundings, so that no cast on the way can swallow it."""
+APART = 0.1
+"""Relative distance of the two responses that counts; where the functions are one it is about 1e-14."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """What changing one input does.
+
+    Args:
+        name: of the input. change: what was done to it, in words.
+        reference, native: relative change of each side's output.
+        apart: distance of the two changes, relative to the reference's; None where one of them is zero.
+        wrong: what is wrong, "" where both sides respond alike. judged: whether anything could be compared.
+    """
+
+    name: str
+    change: str
+    reference: float = 0.0
+    native: float = 0.0
+    apart: float | None = None
+    wrong: str = ""
+    judged: bool = True
+
+
+def base_inputs(pair: ModelPair, build: Build) -> dict[str, Any]:
+    """Return the inputs that are changed one by one: a typical drawn one, or the pair's default."""
+    if pair.space is not None and pair.drawn is not None:
+        return pair.drawn(build, typical(pair.space(build)))
+    return pair.inputs(build, 0)
+
+
+class Sensitivity:
+    """Compares how both sides of a pair respond, each call in models as they were loaded."""
+
+    def __init__(self, session: PairSession, shadow_dtype: torch.dtype = torch.float64) -> None:
+        self._session, self._dtype = session, shadow_dtype
+        self._inputs = session.placed(base_inputs(session.pair, session.build))
+        self._trusted = True
+        self._base = self._outputs(self._inputs)
+        if not self._trusted:  # decided on one side: both are taken as computed
+            self._base = self._outputs(self._inputs)
+
+    def of(self, name: str) -> list[Response]:
+        """Change one input in every way that fits its kind.
+
+        Raises:
+            ModelFailed: a side does not take the unchanged inputs.
+        """
+        ways = changes(self._inputs[name])
+        if not ways:
+            kind = type(self._inputs[name]).__name__
+            return [Response(name, f"a {kind} cannot be changed a little", judged=False)]
+        return [self._response(name, change, values) for change, values in ways.items()]
+
+    def _response(self, name: str, change: str, values: list[Any]) -> Response:
+        """Try one value after the other until the reference takes one."""
+        for value in values:
+            inputs = {**self._inputs, name: value}
+            try:
+                reference = self._output(self._session.reference, inputs)
+            except ModelFailed:
+                continue
+            try:
+                native = self._output(self._session.native, inputs)
+            except ModelFailed as error:
+                return Response(name, change, wrong=f"the native refuses it: {str(error).splitlines()[0][:160]}")
+            return self._compared(name, change, reference, native)
+        return Response(name, f"{change}: the reference refuses it", judged=False)
+
+    def _compared(self, name: str, change: str, reference: Tensor, native: Tensor) -> Response:
+        r, n = reference - self._base["reference"], native - self._base["native"]
+        size = float(self._base["reference"].norm()) or 1.0
+        moved_r, moved_n = float(r.norm()) / size, float(n.norm()) / size
+        if not moved_r and not moved_n:
+            return Response(name, f"{change}: no side reads it", judged=False)
+        if not moved_r or not moved_n:
+            side = "native" if moved_r else "reference"
+            return Response(name, change, moved_r, moved_n, wrong=f"the {side} ignores it")
+        apart = float((n - r).norm()) / float(r.norm())
+        strict = self._trusted and not self._session.pair.declared
+        wrong = "the two sides respond differently" if strict and apart > APART else ""
+        return Response(name, change, moved_r, moved_n, apart, wrong)
+
+    def _outputs(self, inputs: Inputs) -> dict[str, Tensor]:
+        return {s.label: self._output(s, inputs) for s in (self._session.reference, self._session.native)}
+
+    def _output(self, side: LoadedSide, inputs: Inputs) -> Tensor:
+        """Return the shadow of a side's output, or where some of it is not trusted the output itself."""
+        with fresh(self._session):
+            shadow = side.shadow(Shadow, inputs, dtype=self._dtype)
+            value = side.runner(()).run(inputs, None, shadow).values[OUTPUT]
+        assert value.high is not None
+        if bool(value.high.isnan().any()):
+            self._trusted = False
+        return (value.high if self._trusted else value.low).double().nan_to_num(0.0)
+
+
+def changes(value: Any) -> dict[str, list[Any]]:
+    """Return small changes of an input, by what they are; for each the values to try in turn.
+
+    >>> changes(2)
+    {'one more': [3, 1]}
+    >>> changes([5, 1])
+    {'one less each': [[4, 1], [6, 2]]}
+    """
+    if isinstance(value, Tensor):
+        return _changes_of_tensor(value)
+    if isinstance(value, bool):
+        return {"the other way": [not value]}
+    if isinstance(value, int):
+        return {"one more": [value + 1, value - 1]}
+    if isinstance(value, float):
+        return {f"moved by {STEP:.0%}": [value * (1 + STEP) if value else STEP]}
+    if isinstance(value, (list, tuple)) and value and all(type(v) is int for v in value):
+        make: Callable[..., Any] = type(value)
+        return {"one less each": [make(max(v - 1, 1) for v in value), make(v + 1 for v in value)]}
+    if isinstance(value, (list, tuple)) and value and all(isinstance(v, (float, Tensor)) for v in value):
+        return _changes_of_parts(value)
+    return {}
+
+
+def _changes_of_parts(value: Any) -> dict[str, list[Any]]:
+    each = [changes(part) for part in value]
+    shared = [change for change in each[0] if all(change in ways for ways in each)]
+    return {change: [type(value)(ways[change][0] for ways in each)] for change in shared}
+
+
+def _changes_of_tensor(value: Tensor) -> dict[str, list[Any]]:
+    if not value.numel():
+        return {}
+    if value.is_floating_point() or value.is_complex():
+        return dict(_changes_of_floats(value))
+    if value.dtype == torch.bool or (value.dim() > 1 and bool(((value == 0) | (value == 1)).all())):
+        return dict(_changes_of_mask(value))
+    return {"one more": [value + 1, value - 1]}
+
+
+def _changes_of_floats(value: Tensor) -> Iterator[tuple[str, list[Any]]]:
+    size = float(value.abs().double().square().mean().sqrt()) or 1.0
+    sign = torch.randint(0, 2, value.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    yield f"moved by {STEP:.0%}", [value + (STEP * size * sign.to(value.device)).to(value.dtype)]
+    if bool(value.any()):
+        yield "zeroed", [torch.zeros_like(value)]
+
+
+def _changes_of_mask(mask: Tensor) -> Iterator[tuple[str, list[Any]]]:
+    """Drop the last valid token of each row, and make the padding valid."""
+    valid = mask.bool()
+    if bool(valid.any()):
+        last = valid & (valid.flip(-1).cumsum(-1).flip(-1) == 1)
+        yield "last valid token dropped", [mask.masked_fill(last, 0)]
+    if not bool(valid.all()):
+        yield "padding made valid", [torch.ones_like(mask)]
+
+
+def named(inputs: Mapping[str, Any]) -> list[str]:
+    """Return the names of inputs that hold something."""
+    return [name for name, value in inputs.items() if value is not None]
