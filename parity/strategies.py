@@ -20,8 +20,6 @@ from parity.space import Drawn, InputSpace
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 ProfileName = Literal["local", "ci"]
-SHRINKS = 60
-"""Inputs that are run to make a failing one smaller."""
 
 
 @st.composite
@@ -123,11 +121,13 @@ class Profile:
         examples: inputs that are run, besides those that make a failing one smaller.
         name: "local" draws others each time and begins with what failed before; "ci" draws the same each time.
         seed: makes a local run repeatable; None: another each time.
+        shrinks: inputs that are run to make a failing one smaller.
     """
 
     examples: int = 5
     name: ProfileName = "local"
     seed: int | None = None
+    shrinks: int = 60
 
     def settings(self, key: str = "") -> settings:
         """Return hypothesis' own settings; `key` tells apart what failed before."""
@@ -168,7 +168,7 @@ def explore(space: InputSpace, check: Callable[[Drawn, bool], Seen], profile: Pr
         lora: whether the adapter varies too.
         key: what is explored, for the database of what failed before.
     """
-    search = _Search(check)
+    search = _Search(check, profile.shrinks)
 
     @profile.settings(key)
     @given(drawn_inputs(space, lora))
@@ -187,10 +187,10 @@ def explore(space: InputSpace, check: Callable[[Drawn, bool], Seen], profile: Pr
 class _Search:
     """Runs inputs for hypothesis, each once, and gives up making a failing one smaller after a while."""
 
-    def __init__(self, check: Callable[[Drawn, bool], Seen]) -> None:
+    def __init__(self, check: Callable[[Drawn, bool], Seen], shrinks: int) -> None:
         self._check = check
         self._seen: dict[Drawn, Seen] = {}
-        self._left = SHRINKS
+        self._left = shrinks
         self.smallest: Drawn | None = None
 
     def __call__(self, drawn: Drawn) -> None:
