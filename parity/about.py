@@ -17,8 +17,9 @@ from parity.execution.passes import OUTPUT
 from parity.execution.tap import Tap
 from parity.io.hashing import hash_weights
 from parity.io.sources import check_imported_from, describe_source
+from parity.loaded import LoadedSide
 from parity.pair import Side
-from parity.session import LoadedSide, PairSession, weight_differences
+from parity.session import PairSession, weight_differences
 from parity.weights.load import WeightComparison, tensors_of
 
 

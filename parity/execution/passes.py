@@ -22,7 +22,7 @@ from parity.execution.hooks import TapHooks
 from parity.execution.shadow import Shadow
 from parity.execution.storage import bits
 from parity.execution.tap import Inputs, Tap
-from parity.execution.trace import TapValue, Trace
+from parity.execution.trace import Kept, Sink, Trace
 
 OUTPUT = "final_output"
 
@@ -60,8 +60,9 @@ class Runner:
         return any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in self.model.modules())
 
     def run(
-        self, inputs: Inputs, restart: Restart | None = None, shadow: Shadow | None = None, *, compiled: bool = False
-    ) -> Trace:
+        self, inputs: Inputs, restart: Restart | None = None, shadow: Shadow | None = None, *, compiled: bool = False,
+        sink: Sink | None = None,
+    ) -> Trace:  # fmt: skip
         """Run one forward and return its trace.
 
         Args:
@@ -69,12 +70,13 @@ class Runner:
             restart: lockstep: what each tap goes on with; None: free-running.
             shadow: a shadow to run under; None: plain.
             compiled: let compiled parts run compiled; else all runs eagerly.
+            sink: where values go; None: they are kept in memory.
 
         Raises:
             TapError: taps were not reached.
             ModelFailed: the model raised or ran out of memory.
         """
-        seen = _Recorder(restart, shadow)
+        seen = _Recorder(restart, shadow, sink or Kept())
         hooks = TapHooks(self.model, self.taps, self.side, seen)
         try:
             with torch.no_grad(), hooks.attached(), self.around(self.model, inputs), ExitStack() as inner:
@@ -116,11 +118,6 @@ def _eager() -> AbstractContextManager[Any]:
     return stance
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    """Concatenate the values of several calls along dim 0; values without dims become one."""
-    return parts[0] if len(parts) == 1 else torch.cat([p.reshape(1) if p.dim() == 0 else p for p in parts])
-
-
 def _every(tap: Tap) -> bool:
     return True
 
@@ -128,20 +125,16 @@ def _every(tap: Tap) -> bool:
 class _Recorder:
     """Keeps what is seen at taps, and restarts low and high from the same number."""
 
-    def __init__(self, restart: Restart | None, shadow: Shadow | None) -> None:
-        self.restart, self.shadow = restart, shadow
-        self.lows: dict[str, list[Tensor]] = {}
-        self.highs: dict[str, list[Tensor]] = {}
+    def __init__(self, restart: Restart | None, shadow: Shadow | None, sink: Sink) -> None:
+        self.restart, self.shadow, self.sink = restart, shadow, sink
         self.last = "its start"
 
     def __call__(self, tap: Tap, value: Tensor, number: int) -> Tensor | None:
         with _disable_current_modes():
             self.last = tap.name
-            self.lows.setdefault(tap.name, []).append(value.detach().clone())
-            high = None
+            high = None if self.shadow is None else self.shadow.high(value).clone()
+            self.sink.put(tap.name, value.detach().clone(), high)
             if self.shadow is not None:
-                high = self.shadow.high(value).clone()
-                self.highs.setdefault(tap.name, []).append(high)
                 self.shadow.begin_segment(tap.name)
             if self.restart is None or not tap.restarts or not getattr(self.restart, "wants", _every)(tap):
                 return None
@@ -164,17 +157,10 @@ class _Recorder:
         return (lambda value: mask(tap, value)) if tap.valid is not None else None  # type: ignore[return-value]
 
     def trace(self, out: Tensor) -> Trace:
-        """Close the pass: concatenate calls, add the final output."""
-        trace = Trace()
-        for name, parts in self.lows.items():
-            highs = self.highs.get(name)
-            trace.values[name] = TapValue(
-                _joined(parts),
-                None if highs is None else _joined(highs),
-                tuple(p.shape[0] if p.dim() else 1 for p in parts),
-            )
+        """Close the pass with the final output."""
         high = None if self.shadow is None else self.shadow.high(out).clone()
-        trace.values[OUTPUT] = TapValue(out.detach().clone(), high, (out.shape[0] if out.dim() else 1,))
+        self.sink.put(OUTPUT, out.detach().clone(), high)
+        trace = Trace(self.sink.values())
         if self.shadow is not None:
             trace.events, trace.kernels, trace.ops = Counter(self.shadow.events), self.shadow.kernels, self.shadow.ops
             trace.decisions = self.shadow.decisions
@@ -272,7 +258,11 @@ class FromTrace:
         held = self._cache[tap.name]
         if number >= len(held):
             raise TapError(f"tap {tap.name}: the native reached it {number + 1} times, {len(held)} in its plain pass")
-        return held[number]
+        part = held[number]
+        if number == len(held) - 1:
+            held.clear()  # memory stays at the taps between first and last call
+            held.extend([part.new_empty(0)] * (number + 1))
+        return part
 
     def kept(self, tap: Tap, value: Tensor) -> Tensor | None:
         """Mask what is padding, in the native's layout."""

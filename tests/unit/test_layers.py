@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[2] / "parity"
 BASE = frozenset({"errors", "registry"})
 WEIGHTS = BASE | {"numerics", "weights"}
 DATA = WEIGHTS | {"execution", "lora", "pair"}
-RUN = DATA | {"session", "draws", "impact", "run"}
+SIDES = DATA | {"stage", "loaded", "impact", "live"}
+"""What one side gives."""
+RUN = SIDES | {"session", "draws", "run"}
 """Everything a case needs, from a pair to its verdicts."""
 SERVICES = {"case", "choices", "discover", "engine", "environment", "inventory", "runs", "io", "report", "diagnose"}
 
@@ -31,9 +33,12 @@ LAYERS: dict[str, frozenset[str]] = {
     "discover": BASE | {"pair"},
     "selection": BASE | {"case"},
     "environment": BASE,
-    "session": DATA,
-    "draws": DATA | {"session"},
-    "impact": DATA | {"session", "draws"},
+    "stage": DATA,
+    "loaded": DATA,
+    "impact": DATA | {"stage", "loaded"},
+    "live": SIDES,
+    "session": SIDES,
+    "draws": SIDES | {"session"},
     "diagnose": RUN,
     "run": RUN - {"run"} | {"diagnose"},
     "report": BASE | {"numerics", "diagnose"},
