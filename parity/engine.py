@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,9 @@ from parity.failures import bare, kept
 from parity.numerics.evidence import Evidence
 from parity.numerics.verdict import Judged, VerdictClass
 from parity.pair import Build, ModelPair
+from parity.recorded import OtherDtypes
+from parity.recorder import State
+from parity.references import References, ReferenceSources
 from parity.report.record import case_record, false_alarm_rate, limits_record
 from parity.run import Options, StateResult, run_state
 from parity.session import PairSession
@@ -30,6 +33,7 @@ class Settings:
     size: str | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     options: Options = field(default_factory=Options)
+    sources: ReferenceSources = field(default_factory=ReferenceSources)
 
     def build(self, pair: ModelPair) -> Build:
         """Return what is built for a pair: its first size where it does not have the one asked for."""
@@ -59,6 +63,8 @@ class Engine:
         self._about: dict[str, About] = {}
         self._failed: dict[str, ParityError] = {}
         self._states: dict[tuple[str, str], _State | ParityError] = {}
+        self._planned: dict[str, dict[State, None]] = {}
+        self._references = References(settings.sources)
 
     def session(self, name: str) -> PairSession:
         """Return the pair's loaded models.
@@ -77,10 +83,19 @@ class Engine:
                 raise failed from None
         return self._sessions[name]
 
+    def expect(self, cases: Iterable[ParityCase]) -> None:
+        """Name the cases that will be asked for: all their states are recorded while the reference is loaded."""
+        for case in cases:
+            self._planned.setdefault(case.pair, {})[case.lora, case.variant] = None
+
     def _load(self, name: str) -> None:
         if self.settings.device.type != "cpu":
             self.close()  # on a GPU one pair at a time is resident
-        session = self._sessions[name] = PairSession(self.pairs[name], self.settings.build(self.pairs[name]))
+        pair, build = self.pairs[name], self.settings.build(self.pairs[name])
+        recorded = self._references.of(pair, build, self.settings.options, tuple(self._planned.get(name, ())))
+        self._free_memory()
+        session = self._sessions[name] = PairSession(pair, build, recorded)
+        self._references.make_room = session.release_native
         if name not in self._about:
             self._about[name] = about(session)
 
@@ -122,8 +137,16 @@ class Engine:
         return held
 
     def _run(self, case: ParityCase) -> _State:
-        session = self.session(case.pair)
-        found = run_state(session, case.lora, replace(self.settings.options, variant=case.variant))
+        self.expect([case])
+        options = replace(self.settings.options, variant=case.variant)
+        try:
+            session = self.session(case.pair)
+            found = run_state(session, case.lora, options)
+        except OtherDtypes as error:  # known once the native ran: the reference goes on from the coarser of both
+            self._references.learn(case.pair, error)
+            self._let_go(case.pair)
+            session = self.session(case.pair)
+            found = run_state(session, case.lora, options)
         return _State(found, found.first_different, self._described(case, session, found))
 
     def judged(self, case: ParityCase) -> Judged:

@@ -117,18 +117,22 @@ class LiveReference(LiveSide):
         return found
 
     def _lockstep(self, draw: DrawOf, native: Dtypes) -> LockstepPasses:
-        restart = FromReference(native, draw.inputs)
-        trace = self.shadowed(draw, restart, self.sinks("lockstep"))
-        observer = self.observed(draw, restart, trace)
-        twins = [self._twin(draw, restart, trace, k) for k in range(draw.options.twins)]
+        trace = self.trace(draw, native)
+        observer = self.observed(draw, FromReference(native, draw.inputs), trace)
+        twins = [self.twin(draw, native, trace, k) for k in range(draw.options.twins)]
         return LockstepPasses(trace, twins, observer)
 
-    def _twin(self, draw: DrawOf, restart: FromReference, trace: Trace, k: int) -> Trace:
+    def trace(self, draw: DrawOf, native: Dtypes) -> Trace:
+        """Return the shadowed pass in lockstep with a native of these dtypes."""
+        return self.shadowed(draw, FromReference(native, draw.inputs), self.sinks("lockstep"))
+
+    def twin(self, draw: DrawOf, native: Dtypes, trace: Trace, k: int) -> Trace:
+        """Return the lattice twin of this number, which takes the decisions of the trace."""
         generator = torch.Generator().manual_seed(0x7717 + 1000003 * draw.seed + k)
         scale = 2.0 ** (0.01 + 0.98 * float(torch.rand((), generator=generator, dtype=torch.float64)))
         replay = Decisions(replayed=trace.decisions)
         twin = self.side.shadow(LatticeTwin, draw.inputs, scale=scale, decisions=replay)
-        return self.runner().run(draw.inputs, restart, twin, sink=self.sinks(f"twin{k}"))
+        return self.runner().run(draw.inputs, FromReference(native, draw.inputs), twin, sink=self.sinks(f"twin{k}"))
 
     def as_stored(self, draw: DrawOf, native: Dtypes) -> Trace:
         """Return the shadowed lockstep pass in which remembered tables have their stored values."""

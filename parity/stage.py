@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -124,6 +124,10 @@ class RecordedReference(ReferenceStage, Protocol):
     @property
     def adapter(self) -> LoraAdapter | None:
         """The pair's LoRA in the reference's module names."""
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What a record keeps of the reference: its side, substitutes and blind spots."""
 
     def given(self, draw: DrawOf) -> DrawOf:
         """Return the draw with the inputs that were recorded."""

@@ -122,6 +122,11 @@ def _every(tap: Tap) -> bool:
     return True
 
 
+def _copy(value: Tensor) -> Tensor:
+    """Copy a value, dense: what is computed from it must not depend on the strides it had in the model."""
+    return value.clone(memory_format=torch.contiguous_format)
+
+
 class _Recorder:
     """Keeps what is seen at taps, and restarts low and high from the same number."""
 
@@ -132,8 +137,8 @@ class _Recorder:
     def __call__(self, tap: Tap, value: Tensor, number: int) -> Tensor | None:
         with _disable_current_modes():
             self.last = tap.name
-            high = None if self.shadow is None else self.shadow.high(value).clone()
-            self.sink.put(tap.name, value.detach().clone(), high)
+            high = None if self.shadow is None else _copy(self.shadow.high(value))
+            self.sink.put(tap.name, _copy(value.detach()), high)
             if self.shadow is not None:
                 self.shadow.begin_segment(tap.name)
             if self.restart is None or not tap.restarts or not getattr(self.restart, "wants", _every)(tap):
@@ -158,8 +163,8 @@ class _Recorder:
 
     def trace(self, out: Tensor) -> Trace:
         """Close the pass with the final output."""
-        high = None if self.shadow is None else self.shadow.high(out).clone()
-        self.sink.put(OUTPUT, out.detach().clone(), high)
+        high = None if self.shadow is None else _copy(self.shadow.high(out))
+        self.sink.put(OUTPUT, _copy(out.detach()), high)
         trace = Trace(self.sink.values())
         if self.shadow is not None:
             trace.events, trace.kernels, trace.ops = Counter(self.shadow.events), self.shadow.kernels, self.shadow.ops

@@ -18,6 +18,7 @@ SIDES = DATA | {"stage", "loaded", "impact", "live"}
 """What one side gives."""
 RUN = SIDES | {"session", "draws", "run"}
 """Everything a case needs, from a pair to its verdicts."""
+RECORDED = {"recorder", "recorded", "references"}
 SERVICES = {"case", "choices", "discover", "engine", "environment", "inventory", "runs", "io", "report", "diagnose"}
 
 LAYERS: dict[str, frozenset[str]] = {
@@ -38,6 +39,10 @@ LAYERS: dict[str, frozenset[str]] = {
     "impact": DATA | {"stage", "loaded"},
     "live": SIDES,
     "session": SIDES,
+    "identity": SIDES | {"environment", "io"},
+    "recorder": SIDES | {"identity", "about", "io"},
+    "recorded": SIDES | {"identity", "recorder", "io"},
+    "references": SIDES | RECORDED | {"io"},
     "draws": SIDES | {"session"},
     "diagnose": RUN,
     "run": RUN - {"run"} | {"diagnose"},
@@ -46,12 +51,12 @@ LAYERS: dict[str, frozenset[str]] = {
     "failures": BASE,
     "about": RUN | {"case", "io"},
     "strategies": BASE | {"execution"},
-    "engine": RUN | {"about", "case", "diagnose", "failures", "report"},
+    "engine": RUN | RECORDED | {"about", "case", "diagnose", "failures", "report"},
     "runs": BASE | {"environment", "report", "io"},
     "inventory": DATA | {"discover", "io"},
     "doctor": BASE | {"environment", "pair", "discover", "inventory"},
-    "plugin": RUN | SERVICES | {"strategies"},
-    "cli": RUN | SERVICES | {"doctor", "selection"},
+    "plugin": RUN | RECORDED | SERVICES | {"strategies"},
+    "cli": RUN | RECORDED | SERVICES | {"doctor", "selection"},
 }
 """What each folder or file may import of the others; itself and the package's own name always."""
 
