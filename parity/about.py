@@ -61,7 +61,7 @@ def about(session: PairSession) -> About:
     native = about_side(session.native)
     check_taps(session)
     wrong = [w for w in session.weights.values() if w.differs]
-    taps = {t.name: _place(n, t, wrong) for n, t in enumerate(session.taps) if t.reference and t.native}
+    taps = {t.name: place_of(n, t, wrong) for n, t in enumerate(session.taps) if t.reference and t.native}
     return About(_record(session, reference, native), taps, dict(session.pair.known(session.build)))
 
 
@@ -89,7 +89,8 @@ def check_taps(session: PairSession) -> None:
                 raise UsageError.unknown(f"tap in `{field_name}` of {pair.name}", name, valid)
 
 
-def _place(order: int, tap: Tap, wrong: list[WeightComparison]) -> TapPlace:
+def place_of(order: int, tap: Tap, wrong: list[WeightComparison]) -> TapPlace:
+    """Return where a tap both sides have is, with the wrong weights of the native's module there."""
     assert tap.reference is not None
     assert tap.native is not None
     under = f"{tap.native.module}." if tap.native.module else None

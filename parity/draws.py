@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -16,8 +17,7 @@ from parity.execution.tap import Inputs, Tap
 from parity.execution.trace import OnDemand, TapValue, Trace
 from parity.numerics.evidence import Evidence, Measured, measure, rows_of
 from parity.numerics.limits import limits_for
-from parity.session import PairSession
-from parity.stage import DrawOf
+from parity.stage import DrawOf, JudgedSession
 
 
 class Draw:
@@ -28,7 +28,7 @@ class Draw:
         draw: the input, and how it is run.
     """
 
-    def __init__(self, session: PairSession, draw: DrawOf) -> None:
+    def __init__(self, session: JudgedSession, draw: DrawOf) -> None:
         self.session, self.of, self.options = session, draw, draw.options
         self.inputs: Inputs = draw.inputs
         self.seconds: dict[str, float] = {}
@@ -63,17 +63,7 @@ class Draw:
         self._timed("native", started)
 
     def _restart(self) -> FromTrace:
-        shared = [t for t in self.session.taps if t.reference and t.native and t.restarts]
-        values = OnDemand({t.name: partial(self._restart_value, t) for t in shared})
-        shapes = {name: (v.low.shape, v.parts) for name, v in self.free_native.values.items()}
-        return FromTrace(values, shapes, self.inputs)
-
-    def _restart_value(self, tap: Tap) -> Tensor:
-        value = self.reference.values[tap.name].low
-        other = self._dtypes.get(tap.name, value.dtype)
-        if value.is_floating_point() and bits(other) < bits(value.dtype):
-            return value.to(other).to(value.dtype)
-        return value
+        return restart_of(self.session.taps, self.reference, self.free_native, self.inputs)
 
     # --- evidence -----------------------------------------------------------------------------------------------------
 
@@ -153,6 +143,27 @@ class Draw:
 
 def _is_branch(tap: Tap) -> bool:
     return tap.native is not None and tap.native.at == "output" and tap.replace
+
+
+def restart_of(taps: Sequence[Tap], reference: Trace, native: Trace, inputs: Inputs) -> FromTrace:
+    """Return what a native in lockstep goes on with.
+
+    Args:
+        taps: the pair's taps.
+        reference: the reference's lockstep pass.
+        native: the native's free-running pass.
+        inputs: of both.
+    """
+
+    def value_at(tap: Tap) -> Tensor:
+        value, other = reference.values[tap.name].low, native.values[tap.name].dtype
+        if value.is_floating_point() and other.is_floating_point and bits(other) < bits(value.dtype):
+            return value.to(other).to(value.dtype)
+        return value
+
+    shared = [t for t in taps if t.reference and t.native and t.restarts]
+    shapes = {name: (v.low.shape, v.parts) for name, v in native.values.items()}
+    return FromTrace(OnDemand({t.name: partial(value_at, t) for t in shared}), shapes, inputs)
 
 
 def dtypes_of(native: Trace) -> dict[str, torch.dtype]:

@@ -11,6 +11,7 @@ import torch
 
 from parity.about import About, TapPlace, about
 from parity.case import ParityCase
+from parity.compared import ComparedSession, RecordedNative
 from parity.diagnose.likely import likely_causes
 from parity.errors import ParityError
 from parity.failures import bare, kept
@@ -23,6 +24,9 @@ from parity.references import References, ReferenceSources
 from parity.report.record import case_record, false_alarm_rate, limits_record
 from parity.run import Options, StateResult, run_state
 from parity.session import PairSession
+
+
+Session = PairSession | ComparedSession
 
 
 @dataclass(frozen=True)
@@ -59,14 +63,14 @@ class Engine:
 
     def __init__(self, pairs: Mapping[str, ModelPair], settings: Settings) -> None:
         self.pairs, self.settings = pairs, settings
-        self._sessions: dict[str, PairSession] = {}
+        self._sessions: dict[str, Session] = {}
         self._about: dict[str, About] = {}
         self._failed: dict[str, ParityError] = {}
         self._states: dict[tuple[str, str], _State | ParityError] = {}
         self._planned: dict[str, dict[State, None]] = {}
         self._references = References(settings.sources)
 
-    def session(self, name: str) -> PairSession:
+    def session(self, name: str) -> Session:
         """Return the pair's loaded models.
 
         Raises:
@@ -94,6 +98,12 @@ class Engine:
         pair, build = self.pairs[name], self.settings.build(self.pairs[name])
         recorded = self._references.of(pair, build, self.settings.options, tuple(self._planned.get(name, ())))
         self._free_memory()
+        folder = self.settings.sources.natives.get(name)
+        if folder is not None and recorded is not None:
+            native = RecordedNative(folder, recorded, pair, build, self.settings.options)
+            compared = self._sessions[name] = ComparedSession(pair, build, recorded, native)
+            self._about[name] = compared.about()
+            return
         session = self._sessions[name] = PairSession(pair, build, recorded)
         self._references.make_room = session.release_native
         if name not in self._about:
@@ -214,7 +224,7 @@ class Engine:
         """
         return self._state(case).record
 
-    def _described(self, case: ParityCase, session: PairSession, found: StateResult) -> dict[str, Any]:
+    def _described(self, case: ParityCase, session: Session, found: StateResult) -> dict[str, Any]:
         tests = sum(j.tests for j in found.judged.values())
         return {
             "pair": case.pair,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from parity.execution.twins import LatticeTwin
 from parity.impact import Impact
 from parity.loaded import LoadedSide
 from parity.numerics.metrics import ClassicMetrics, classic_metrics
-from parity.stage import DrawOf, Dtypes, LockstepPasses, Nudge
+from parity.stage import DrawOf, Dtypes, LockstepPasses, NativePasses, Nudge
 
 Sinks = Callable[[str], "Sink | None"]
 """From the name of a pass to where its values go; None: memory."""
@@ -144,14 +143,6 @@ class LiveReference(LiveSide):
         return [impact.of(nudges) for nudges in requests]
 
 
-@dataclass
-class NativePasses:
-    """The native in lockstep with a reference: its trace, and where a shadow changed its low values."""
-
-    trace: Trace
-    observer: list[str]
-
-
 class LiveNative(LiveSide):
     """The native's part of every draw, computed by its model."""
 
@@ -163,11 +154,17 @@ class LiveNative(LiveSide):
             restart: makes the restart of one pass.
             decisions: the reference's, replayed.
         """
+        trace = self.trace(draw, restart, decisions)
+        return NativePasses(trace, self.observe(draw, restart, trace))
+
+    def trace(self, draw: DrawOf, restart: Callable[[], Restart], decisions: Decisions) -> Trace:
+        """Return the shadowed pass alone."""
         replay = Decisions(replayed=decisions)
-        trace = self.shadowed(draw, restart(), self.sinks("lockstep"), decisions=replay)
-        if replay.flips:  # replayed decisions change the low values, as they should
-            return NativePasses(trace, [])
-        return NativePasses(trace, self.observed(draw, restart(), trace))
+        return self.shadowed(draw, restart(), self.sinks("lockstep"), decisions=replay)
+
+    def observe(self, draw: DrawOf, restart: Callable[[], Restart], trace: Trace) -> list[str]:
+        """Say where a shadow changed what the native computes; replayed decisions do, as they should."""
+        return [] if trace.decisions.flips else self.observed(draw, restart(), trace)
 
     def as_stored(self, draw: DrawOf, restart: Callable[[], Restart], decisions: Decisions) -> Trace:
         """Return the pass in which remembered tables have their stored values."""

@@ -123,8 +123,7 @@ class Recorded:
 
     def compiled(self, draw: DrawOf) -> ClassicMetrics | None:
         """Return how the output of compiled parts compares with eager's."""
-        held = self._draw(draw)["compiled"]
-        return None if held is None else ClassicMetrics(**{k: _tuples(v) for k, v in held.items()})
+        return metrics_from(self._draw(draw)["compiled"])
 
     def lockstep(self, draw: DrawOf, native: Dtypes) -> LockstepPasses:
         """Return the shadowed passes.
@@ -172,5 +171,9 @@ def coarser(taps: Sequence[Tap], trace: Trace, native: Dtypes) -> dict[str, torc
     return found
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def metrics_from(held: Mapping[str, Any] | None) -> ClassicMetrics | None:
+    """Return metrics as they were recorded."""
+    if held is None:
+        return None
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in held.items()}
+    return ClassicMetrics(**fields)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -14,11 +13,11 @@ from torch import Tensor
 
 from parity.about import about_side
 from parity.errors import RecordError
-from parity.execution.passes import OUTPUT, FromReference
-from parity.execution.trace import TapValue, Trace
+from parity.execution.passes import FromReference
+from parity.execution.trace import Trace
 from parity.identity import Identity, check_same, identity_of, key_of
-from parity.io.passes import write_pass
 from parity.io.recording import RecordingFolder, digests_of
+from parity.kept import PassRecorder, Tell, check_room, output_only
 from parity.live import LiveReference
 from parity.loaded import LoadedSide, load_side, with_lora
 from parity.lora.adapter import LoraAdapter
@@ -28,7 +27,6 @@ from parity.weights.load import tensors_of
 
 State = tuple[bool, str]
 """LoRA on or off, and the variant of inputs."""
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -159,6 +157,7 @@ class _Recording:
         self._at, self._target, self._tell = at_work, target, tell
         self._plan, self._live = at_work.plan, at_work.live
         self._draws = at_work.plan.draws()
+        self._passes = PassRecorder(target, at_work.live, at_work.plan.build.device, tell)
 
     def write(self) -> Path:
         """Write weights, LoRA, inputs and passes, and the manifest last."""
@@ -166,7 +165,8 @@ class _Recording:
         if all(draw.name in earlier for draw in self._draws):
             return self._target.path
         self._live.learn_constants(self._draws[0])
-        self._check_room([d for d in self._draws if d.name not in earlier])
+        missing = [d for d in self._draws if d.name not in earlier]
+        check_room(self._target, self._live, missing, tensors_of(self._at.side.model), self._tell)
         self._target.begin(self._at.identity)
         self._write_tensors()
         for draw in self._draws:
@@ -198,37 +198,21 @@ class _Recording:
         if not self._target.has_tensors((draw.name, "inputs")):
             self._target.write_inputs(draw.name, draw.inputs)
         if draw.lora:
-            self._pass(draw, "baseline", lambda: _output_only(self._live.baseline(draw)))
+            self._passes.once(draw, "baseline", lambda: output_only(self._live.baseline(draw)))
         with ExitStack() as stack:
             if draw.lora and self._at.adapter is not None:
                 stack.enter_context(with_lora(self._at.side, self._at.adapter))
-            self._pass(draw, "free", lambda: self._live.free(draw), high=False)
-            trace = self._pass(draw, "lockstep", lambda: self._live.trace(draw, self._plan.native_dtypes))
+            self._passes.once(draw, "free", lambda: self._live.free(draw), high=False)
+            trace = self._passes.once(draw, "lockstep", lambda: self._live.trace(draw, self._plan.native_dtypes))
             for k in range(draw.options.twins):
                 twin = self._twin(draw, trace, k)
-                self._pass(draw, f"twin{k}", twin, low=False)
+                self._passes.once(draw, f"twin{k}", twin, low=False)
             if self._live.has_tables:
-                self._pass(draw, "as_stored", lambda: self._live.as_stored(draw, self._plan.native_dtypes))
+                self._passes.once(draw, "as_stored", lambda: self._live.as_stored(draw, self._plan.native_dtypes))
             return self._described(draw, trace)
 
     def _twin(self, draw: DrawOf, trace: Trace, k: int) -> Callable[[], Trace]:
         return lambda: self._live.twin(draw, self._plan.native_dtypes, trace, k)
-
-    def _pass(self, draw: DrawOf, name: str, run: Callable[[], Trace], *, low: bool = True, high: bool = True) -> Trace:
-        """Record a pass unless it is here already; return it as it is on disk."""
-        if not self._target.has(draw.name, name):
-            self._tell(f"{draw.name} {name}")
-            writer = self._target.writer(draw.name, name, low=low, high=high)
-            self._live.sinks = lambda _: writer
-            try:
-                trace = run()
-            finally:
-                self._live.sinks = lambda _: None
-            if name == "baseline":
-                write_pass(self._target.below(draw.name, name), trace)
-            else:
-                writer.close(trace)
-        return self._target.stored(draw.name, name, self._plan.build.device).trace()
 
     def _described(self, draw: DrawOf, trace: Trace) -> dict[str, Any]:
         self._tell(f"{draw.name} observer")
@@ -242,47 +226,3 @@ class _Recording:
             "observer": self._live.observed(draw, restart, trace),
             "compiled": None if compiled is None else asdict(compiled),
         }
-
-    def _check_room(self, draws: Sequence[DrawOf]) -> None:
-        """Estimate what will be written from one plain pass, and compare it with what the disk has."""
-        sizes = _Sizes()
-        self._live.runner().run(draws[0].inputs, sink=sizes)
-        shadow = 8 if draws[0].options.shadow_dtype == torch.float64 else 4
-        passes = 1 + draws[0].options.twins + self._live.has_tables
-        lows = sizes.bytes * (2 + self._live.has_tables)
-        weights = sum(v.numel() * v.element_size() for v in tensors_of(self._at.side.model).values())
-        needed = weights + len(draws) * (lows + sizes.elements * shadow * passes)
-        free = shutil.disk_usage(self._target.path).free
-        self._tell(f"about {needed / 1e6:,.0f} MB to write, {free / 1e9:,.1f} GB free")
-        if needed > free:
-            raise RecordError(
-                f"{self._target.path}: about {needed / 1e9:.1f} GB are needed, the disk has {free / 1e9:.1f} GB left\n"
-                "take smaller inputs, fewer twins or draws, or another folder"
-            )
-
-
-class _Sizes:
-    """A sink that only counts."""
-
-    def __init__(self) -> None:
-        self.bytes = self.elements = 0
-
-    def put(self, name: str, low: Tensor, high: Tensor | None) -> None:
-        """Count one call's values."""
-        self.bytes += low.numel() * low.element_size()
-        self.elements += low.numel() * (2 if low.is_complex() else 1)
-
-    def values(self) -> Mapping[str, TapValue]:
-        """Return nothing: only sizes were kept."""
-        return _Anything()
-
-
-class _Anything(dict[str, TapValue]):
-    """Contains every tap: that all were reached is checked when they are recorded."""
-
-    def __contains__(self, key: object) -> bool:
-        return True
-
-
-def _output_only(output: Tensor) -> Trace:
-    return Trace({OUTPUT: TapValue(output, None, (output.shape[0] if output.dim() else 1,))})

@@ -26,6 +26,7 @@ class ReferenceSources:
         one_resident: one model at a time: the reference's passes are computed first and kept in the cache.
         cache: folder of the cache.
         folders: recordings made elsewhere, by pair; their models are never loaded.
+        natives: recordings of natives, by pair: then nothing is loaded, two recordings are compared.
         propagate: computes impacts for a recording made elsewhere, in the environment it was made in.
         tell: shown progress.
     """
@@ -33,6 +34,7 @@ class ReferenceSources:
     one_resident: bool = False
     cache: Path = Path(".parity_cache")
     folders: Mapping[str, Path] = field(default_factory=dict)
+    natives: Mapping[str, Path] = field(default_factory=dict)
     propagate: Callable[[ModelPair, Path, DrawOf, Sequence[Sequence[Nudge]]], list[float]] | None = None
     tell: Callable[[str], None] = lambda text: None
 

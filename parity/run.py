@@ -19,8 +19,7 @@ from parity.numerics.evidence import Evidence
 from parity.numerics.limits import Limits, limits_for
 from parity.numerics.metrics import ClassicMetrics
 from parity.numerics.verdict import Judged, TapFacts, judge, settle
-from parity.session import PairSession
-from parity.stage import DrawOf, Nudge, Options
+from parity.stage import DrawOf, JudgedSession, Nudge, Options
 
 
 @dataclass
@@ -57,7 +56,7 @@ class StateResult:
 
 
 def run_state(
-    session: PairSession, lora: bool, options: Options | None = None, inputs: Sequence[Inputs] | None = None
+    session: JudgedSession, lora: bool, options: Options | None = None, inputs: Sequence[Inputs] | None = None
 ) -> StateResult:
     """Run a pair in one LoRA state and judge every tap.
 
@@ -83,8 +82,7 @@ def run_state(
         _check_lora_shows(without, draws[0])
         facts = [_facts(t, session) for t in session.taps if t.reference and t.native]
         judged = judge(facts, [d.evidence for d in draws], limits)
-        named = session.native.model.named_parameters()
-        stored = [name for name, p in named if id(p) in session.native.finer]
+        stored = session.finer_weights(lora)
         if session.recorded is None:
             _settle_impacts(session, judged, facts, draws[0], limits, options)
     if session.recorded is not None:  # the reference's model may be loaded for it, where the native's is now
@@ -93,7 +91,7 @@ def run_state(
 
 
 def planned_draws(
-    session: PairSession, lora: bool, options: Options, inputs: Sequence[Inputs] | None = None
+    session: JudgedSession, lora: bool, options: Options, inputs: Sequence[Inputs] | None = None
 ) -> list[DrawOf]:
     """Return the draws of a state: as many as asked for, or one for each of the inputs given."""
     if inputs is not None:
@@ -104,7 +102,7 @@ def planned_draws(
     return draws if session.recorded is None else [session.recorded.given(draw) for draw in draws]
 
 
-def _outputs(session: PairSession, draw: DrawOf) -> dict[str, Tensor]:
+def _outputs(session: JudgedSession, draw: DrawOf) -> dict[str, Tensor]:
     """Return what each side gives for a draw without the LoRA, free-running and without taps."""
     return {"reference": session.reference_stage.baseline(draw), "native": session.native_stage.baseline(draw)}
 
@@ -123,12 +121,12 @@ def _check_lora_shows(without: Mapping[str, Tensor], draw: Draw) -> None:
             )
 
 
-def _facts(tap: Tap, session: PairSession) -> TapFacts:
+def _facts(tap: Tap, session: JudgedSession) -> TapFacts:
     return TapFacts(tap.name, tap.kind, tap.block, tap.has_attention, session.pair.declared.get(tap.name))
 
 
 def _settle_impacts(
-    session: PairSession, judged: dict[str, Judged], facts: Sequence[TapFacts], draw: Draw, limits: Limits,
+    session: JudgedSession, judged: dict[str, Judged], facts: Sequence[TapFacts], draw: Draw, limits: Limits,
     options: Options,
 ) -> None:  # fmt: skip
     """Compute impacts jointly per kind of tap, and alone for the first few, and settle felt or drowned."""

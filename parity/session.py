@@ -180,6 +180,10 @@ class PairSession:
                 stack.enter_context(with_lora(side, adapter))
             yield
 
+    def finer_weights(self, lora: bool) -> list[str]:
+        """List the native's weights that are rounded copies of finer values, in the LoRA state that is on now."""
+        return [name for name, p in self.native.model.named_parameters() if id(p) in self.native.finer]
+
     def inputs(self, seed: int, variant: str = "") -> dict[str, Any]:
         """Return the inputs of a draw, on the build's device."""
         draw = self.pair.variants[variant] if variant else self.pair.inputs

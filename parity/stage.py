@@ -6,17 +6,21 @@ A verdict needs the two sides one after the other, never at once. So the referen
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from parity.execution.decisions import Decisions
+from parity.execution.passes import Restart
 from parity.execution.tap import Inputs, Tap
 from parity.execution.trace import Trace
 from parity.lora.adapter import LoraAdapter
 from parity.numerics.metrics import ClassicMetrics
+from parity.pair import ModelPair
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,14 @@ class LockstepPasses:
     observer: list[str]
 
 
+@dataclass
+class NativePasses:
+    """The native in lockstep with a reference: its trace, and where a shadow changed its low values."""
+
+    trace: Trace
+    observer: list[str]
+
+
 @dataclass(frozen=True)
 class Nudge:
     """An error to add to the reference's value at a tap, in the reference's layout."""
@@ -112,6 +124,68 @@ class ReferenceStage(Protocol):
 
     def impacts(self, draw: DrawOf, requests: Sequence[Sequence[Nudge]]) -> list[float] | None:
         """Return what each set of nudges does to the output, over the output's own noise; None: not to be had."""
+
+
+class JudgedSession(Protocol):
+    """What judging a state needs of a pair, whether its models are resident or recorded."""
+
+    @property
+    def pair(self) -> ModelPair:
+        """The pair."""
+
+    @property
+    def taps(self) -> tuple[Tap, ...]:
+        """Its taps."""
+
+    @property
+    def recorded(self) -> RecordedReference | None:
+        """The recorded reference; None where its model is resident."""
+
+    @property
+    def reference_stage(self) -> ReferenceStage:
+        """What answers for the reference."""
+
+    @property
+    def native_stage(self) -> NativeStage:
+        """What answers for the native."""
+
+    def lora(self, on: bool) -> AbstractContextManager[None]:
+        """Put the LoRA on every resident side while the context is open."""
+
+    def inputs(self, seed: int, variant: str = "") -> Mapping[str, Any]:
+        """Return the inputs of a draw, on the build's device."""
+
+    def placed(self, inputs: Inputs) -> Mapping[str, Any]:
+        """Return inputs on the build's device."""
+
+    def finer_weights(self, lora: bool) -> list[str]:
+        """List the native's weights that are rounded copies of finer values."""
+
+
+class NativeStage(Protocol):
+    """The native's part of every draw."""
+
+    @property
+    def has_tables(self) -> bool:
+        """Whether exact values of tables made in `__init__` or a first call are known."""
+
+    def learn_constants(self, draw: DrawOf) -> None:
+        """Learn the exact values of tables cached in the first call; once."""
+
+    def baseline(self, draw: DrawOf) -> Tensor:
+        """Return the output without the LoRA, which is off now."""
+
+    def free(self, draw: DrawOf) -> Trace:
+        """Return the free-running pass, without shadows."""
+
+    def compiled(self, draw: DrawOf) -> ClassicMetrics | None:
+        """Compare the output of compiled parts with eager's; None where nothing is compiled."""
+
+    def lockstep(self, draw: DrawOf, restart: Callable[[], Restart], decisions: Decisions) -> NativePasses:
+        """Return the shadowed pass that goes on from the reference's values and decisions."""
+
+    def as_stored(self, draw: DrawOf, restart: Callable[[], Restart], decisions: Decisions) -> Trace:
+        """Return the pass in which remembered tables have their stored values."""
 
 
 class RecordedReference(ReferenceStage, Protocol):

@@ -18,7 +18,7 @@ SIDES = DATA | {"stage", "loaded", "impact", "live"}
 """What one side gives."""
 RUN = SIDES | {"session", "draws", "run"}
 """Everything a case needs, from a pair to its verdicts."""
-RECORDED = {"recorder", "recorded", "references"}
+RECORDED = {"recorder", "native_recorder", "recorded", "compared", "references"}
 SERVICES = {"case", "choices", "discover", "engine", "environment", "inventory", "runs", "io", "report", "diagnose"}
 
 LAYERS: dict[str, frozenset[str]] = {
@@ -40,7 +40,10 @@ LAYERS: dict[str, frozenset[str]] = {
     "live": SIDES,
     "session": SIDES,
     "identity": SIDES | {"environment", "io"},
-    "recorder": SIDES | {"identity", "about", "io"},
+    "kept": SIDES | {"io"},
+    "recorder": SIDES | {"identity", "about", "io", "kept"},
+    "native_recorder": RUN | {"identity", "about", "io", "kept", "recorded", "recorder"},
+    "compared": RUN | {"identity", "about", "io", "recorded", "recorder"},
     "recorded": SIDES | {"identity", "recorder", "io"},
     "references": SIDES | RECORDED | {"io"},
     "draws": SIDES | {"session"},
