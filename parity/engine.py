@@ -25,7 +25,6 @@ from parity.report.record import case_record, false_alarm_rate, limits_record
 from parity.run import Options, StateResult, run_state
 from parity.session import PairSession
 
-
 Session = PairSession | ComparedSession
 
 
