@@ -17,8 +17,9 @@ from parity.execution.passes import OUTPUT
 from parity.execution.tap import Tap
 from parity.io.hashing import hash_weights
 from parity.io.sources import check_imported_from, describe_source
+from parity.loaded import LoadedSide
 from parity.pair import Side
-from parity.session import LoadedSide, PairSession, weight_differences
+from parity.session import PairSession, weight_differences
 from parity.weights.load import WeightComparison, tensors_of
 
 
@@ -56,12 +57,12 @@ def about(session: PairSession) -> About:
         TapError: no tap exists on both sides, or the output is not among them.
         UsageError: `known` or `declared` names no tap.
     """
-    for loaded in (session.reference, session.native):
-        check_source(loaded)
+    reference = about_side(session.reference) if session.recorded is None else dict(session.recorded.about)
+    native = about_side(session.native)
     check_taps(session)
     wrong = [w for w in session.weights.values() if w.differs]
-    taps = {t.name: _place(n, t, wrong) for n, t in enumerate(session.taps) if t.reference and t.native}
-    return About(_record(session), taps, dict(session.pair.known(session.build)))
+    taps = {t.name: place_of(n, t, wrong) for n, t in enumerate(session.taps) if t.reference and t.native}
+    return About(_record(session, reference, native), taps, dict(session.pair.known(session.build)))
 
 
 def check_taps(session: PairSession) -> None:
@@ -88,7 +89,8 @@ def check_taps(session: PairSession) -> None:
                 raise UsageError.unknown(f"tap in `{field_name}` of {pair.name}", name, valid)
 
 
-def _place(order: int, tap: Tap, wrong: list[WeightComparison]) -> TapPlace:
+def place_of(order: int, tap: Tap, wrong: list[WeightComparison]) -> TapPlace:
+    """Return where a tap both sides have is, with the wrong weights of the native's module there."""
     assert tap.reference is not None
     assert tap.native is not None
     under = f"{tap.native.module}." if tap.native.module else None
@@ -96,21 +98,35 @@ def _place(order: int, tap: Tap, wrong: list[WeightComparison]) -> TapPlace:
     return TapPlace(order, tap.reference.path, tap.native.path, mine)
 
 
-def _record(session: PairSession) -> dict[str, Any]:
+def _record(session: PairSession, reference: Mapping[str, Any], native: Mapping[str, Any]) -> dict[str, Any]:
     pair, build = session.pair, session.build
     return {
         "size": build.size,
         "dtype": str(build.dtype).removeprefix("torch."),
         "device": str(build.device),
         "weights_seed": build.seed,
-        "reference": _side(session.reference),
-        "native": _side(session.native),
-        "substitutes": sorted({*pair.reference.substitutes(), *pair.native.substitutes()}),
+        "reference": reference["side"],
+        "native": native["side"],
+        "substitutes": sorted({*reference["substitutes"], *native["substitutes"]}),
         "absent_taps": absent_taps(session.taps),
         "declared": dict(pair.declared),
         "weight_differences": weight_differences(session.weights),
         "stored_weight_rounding": sum(w.finer is not None or w.native_finer for w in session.weights.values()),
-        "blind_spots": [s for side in (session.reference, session.native) for s in blind_spots(side.label, side.model)],
+        "blind_spots": [*reference["blind_spots"], *native["blind_spots"]],
+    }
+
+
+def about_side(loaded: LoadedSide) -> dict[str, Any]:
+    """Describe one side: what a record keeps of it, what stands in for missing parts, what its weights cannot show.
+
+    Raises:
+        WrongSource: it does not run the code the pair declares.
+    """
+    check_source(loaded)
+    return {
+        "side": _side(loaded),
+        "substitutes": sorted(loaded.side.substitutes()),
+        "blind_spots": blind_spots(loaded.label, loaded.model),
     }
 
 

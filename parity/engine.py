@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,15 +11,21 @@ import torch
 
 from parity.about import About, TapPlace, about
 from parity.case import ParityCase
+from parity.compared import ComparedSession, RecordedNative
 from parity.diagnose.likely import likely_causes
 from parity.errors import ParityError
 from parity.failures import bare, kept
 from parity.numerics.evidence import Evidence
 from parity.numerics.verdict import Judged, VerdictClass
 from parity.pair import Build, ModelPair
+from parity.recorded import OtherDtypes
+from parity.recorder import State
+from parity.references import References, ReferenceSources
 from parity.report.record import case_record, false_alarm_rate, limits_record
 from parity.run import Options, StateResult, run_state
 from parity.session import PairSession
+
+Session = PairSession | ComparedSession
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class Settings:
     size: str | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     options: Options = field(default_factory=Options)
+    sources: ReferenceSources = field(default_factory=ReferenceSources)
 
     def build(self, pair: ModelPair) -> Build:
         """Return what is built for a pair: its first size where it does not have the one asked for."""
@@ -55,12 +62,14 @@ class Engine:
 
     def __init__(self, pairs: Mapping[str, ModelPair], settings: Settings) -> None:
         self.pairs, self.settings = pairs, settings
-        self._sessions: dict[str, PairSession] = {}
+        self._sessions: dict[str, Session] = {}
         self._about: dict[str, About] = {}
         self._failed: dict[str, ParityError] = {}
         self._states: dict[tuple[str, str], _State | ParityError] = {}
+        self._planned: dict[str, dict[State, None]] = {}
+        self._references = References(settings.sources)
 
-    def session(self, name: str) -> PairSession:
+    def session(self, name: str) -> Session:
         """Return the pair's loaded models.
 
         Raises:
@@ -77,10 +86,25 @@ class Engine:
                 raise failed from None
         return self._sessions[name]
 
+    def expect(self, cases: Iterable[ParityCase]) -> None:
+        """Name the cases that will be asked for: all their states are recorded while the reference is loaded."""
+        for case in cases:
+            self._planned.setdefault(case.pair, {})[case.lora, case.variant] = None
+
     def _load(self, name: str) -> None:
         if self.settings.device.type != "cpu":
             self.close()  # on a GPU one pair at a time is resident
-        session = self._sessions[name] = PairSession(self.pairs[name], self.settings.build(self.pairs[name]))
+        pair, build = self.pairs[name], self.settings.build(self.pairs[name])
+        recorded = self._references.of(pair, build, self.settings.options, tuple(self._planned.get(name, ())))
+        self._free_memory()
+        folder = self.settings.sources.natives.get(name)
+        if folder is not None and recorded is not None:
+            native = RecordedNative(folder, recorded, pair, build, self.settings.options)
+            compared = self._sessions[name] = ComparedSession(pair, build, recorded, native)
+            self._about[name] = compared.about()
+            return
+        session = self._sessions[name] = PairSession(pair, build, recorded)
+        self._references.make_room = session.release_native
         if name not in self._about:
             self._about[name] = about(session)
 
@@ -122,8 +146,16 @@ class Engine:
         return held
 
     def _run(self, case: ParityCase) -> _State:
-        session = self.session(case.pair)
-        found = run_state(session, case.lora, replace(self.settings.options, variant=case.variant))
+        self.expect([case])
+        options = replace(self.settings.options, variant=case.variant)
+        try:
+            session = self.session(case.pair)
+            found = run_state(session, case.lora, options)
+        except OtherDtypes as error:  # known once the native ran: the reference goes on from the coarser of both
+            self._references.learn(case.pair, error)
+            self._let_go(case.pair)
+            session = self.session(case.pair)
+            found = run_state(session, case.lora, options)
         return _State(found, found.first_different, self._described(case, session, found))
 
     def judged(self, case: ParityCase) -> Judged:
@@ -191,7 +223,7 @@ class Engine:
         """
         return self._state(case).record
 
-    def _described(self, case: ParityCase, session: PairSession, found: StateResult) -> dict[str, Any]:
+    def _described(self, case: ParityCase, session: Session, found: StateResult) -> dict[str, Any]:
         tests = sum(j.tests for j in found.judged.values())
         return {
             "pair": case.pair,

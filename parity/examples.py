@@ -7,27 +7,27 @@ in the few tokens of one input, so it is judged from the evidence of all.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
-from parity.draws import Draw, Options
+from parity.draws import Draw
 from parity.errors import ModelFailed, ParityError
-from parity.execution.module_state import ModuleState
 from parity.execution.passes import OUTPUT
 from parity.execution.tap import Inputs
 from parity.execution.trace import same_bits
 from parity.fresh import fresh
-from parity.impact import Impact, Nudge
+from parity.loaded import LoadedSide
 from parity.lora.varied import varied
 from parity.numerics.evidence import Evidence
 from parity.numerics.limits import limits_for
 from parity.numerics.verdict import Judged, TapFacts, judge, settle
-from parity.session import LoadedSide, PairSession
+from parity.session import PairSession
 from parity.space import Drawn
+from parity.stage import DrawOf, Nudge, Options
 
 
 @dataclass
@@ -98,56 +98,34 @@ class Examples:
         return self.found[drawn]
 
     def _judged(self, drawn: Drawn, options: Options) -> Example:
-        with self._ready(drawn) as ready:
-            if ready.problem is not None:
-                return ready.problem
+        earlier, inputs = self._inputs(drawn)
+        with self._view(drawn, earlier) as view:
+            problem = _problem(view, drawn, earlier, inputs)
+            if problem is not None:
+                return problem
             try:
-                draw = Draw(self.session, self.lora, drawn.seed, options, ready.inputs)
+                draw = Draw(view, DrawOf(self.lora, drawn.seed, options, inputs, given=True))
             except ParityError as error:
                 return Example(drawn, str(error).splitlines()[0])
-            wrong = _kept_state(draw, ready.outputs)
+        wrong = f"low values differ between two calls on one input, first {draw.observer[0]}" if draw.observer else ""
         example = Example(drawn, wrong, evidence=draw.evidence)
         judged = judge(self._facts, [draw.evidence], self._limits)
         first = next((j for j in judged.values() if j.logic), None)
         if first is not None and not wrong:
-            example.wrong, example.tap = f"{first.reasons[0]}", first.name
+            example.wrong, example.tap = first.reasons[0], first.name
         return example
 
-    @contextmanager
-    def _ready(self, drawn: Drawn) -> Iterator[_Ready]:
-        """Make the inputs, and bring both models to where the judged call finds them."""
+    def _inputs(self, drawn: Drawn) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Make the inputs of the earlier calls and of the judged one."""
         make, build = self.session.pair.drawn, self.session.build
         assert make is not None
-        calls = [self.session.placed(make(build, one)) for one in (*drawn.before, drawn)]
-        with fresh(self.session), self._with_lora(drawn):
-            ready = _Ready(calls[-1])
-            kept = [self._called(side, drawn, calls, ready) for side in (self.session.reference, self.session.native)]
-            if ready.problem is None and any(kept):
-                for given in calls:
-                    self.session._learned = False
-                    self.session.learn_constants(given)
-            yield ready
+        *earlier, inputs = [self.session.placed(make(build, one)) for one in (*drawn.before, drawn)]
+        return earlier, inputs
 
-    def _called(self, side: LoadedSide, drawn: Drawn, calls: list[dict[str, Any]], ready: _Ready) -> bool:
-        """Call a side plainly; say whether it keeps something from one call to the next."""
-        state = ModuleState(side.model)
-        try:
-            for given in calls:
-                ready.outputs[side.label] = side.runner(()).run(given).values[OUTPUT].low
-        except ModelFailed as error:
-            first = str(error).splitlines()[0]
-            refused = side is self.session.reference
-            ready.problem = ready.problem or Example(drawn, "" if refused else first, refused=first if refused else "")
-        kept = state.changed
-        state.put_back()
-        return kept
-
-    @contextmanager
-    def _with_lora(self, drawn: Drawn) -> Iterator[None]:
+    def _view(self, drawn: Drawn, earlier: Sequence[Inputs]) -> AbstractContextManager[PairSession]:
         adapter = self.session.adapter if self.lora else None
         other = varied(adapter, drawn.ranks, drawn.alpha, drawn.seed) if adapter and drawn.ranks else None
-        with self.session.lora(self.lora, other):
-            yield
+        return fresh(self.session, self.lora, earlier, other)
 
     def pooled(self) -> dict[str, Judged]:
         """Judge every tap from the evidence of all inputs that were right, with the impact of what differs."""
@@ -165,32 +143,36 @@ class Examples:
     def _settle(self, different: list[Judged], drawn: Drawn) -> None:
         """Decide felt or drowned on the largest of the inputs."""
         taps = {t.name: t for t in self.session.taps}
-        with self._ready(drawn) as ready:
-            draw = Draw(self.session, self.lora, drawn.seed, replace(self.options, twins=0), ready.inputs)
-            impact = Impact(self.session, ready.inputs)
+        earlier, inputs = self._inputs(drawn)
+        with self._view(drawn, earlier) as view:
+            options = replace(self.options, twins=0)
+            draw = Draw(view, DrawOf(self.lora, drawn.seed, options, inputs, given=True))
             for one in different:
                 tap = taps[one.name]
-                able = tap.replace or tap.name == OUTPUT
-                settle(one, impact.of([Nudge(tap, draw.delta(tap))]) if able else None, self._limits)
+                nudges = [[Nudge(tap, draw.delta(tap))]] if tap.replace or tap.name == OUTPUT else []
+                found = view.reference_stage.impacts(draw.of, nudges)
+                settle(one, found[0] if found else None, self._limits)
 
 
-@dataclass
-class _Ready:
-    """Inputs of the judged call, what each side plainly gives for them, and what already went wrong."""
+def _problem(view: PairSession, drawn: Drawn, earlier: list[dict[str, Any]], inputs: Inputs) -> Example | None:
+    """Call both sides plainly: one may not take the input, or give something else when it is called again."""
+    repeats = []
+    for side in (view.reference, view.native):
+        try:
+            outputs = [_output(side, calls, inputs) for calls in (earlier, [*earlier, inputs])]
+        except ModelFailed as error:
+            first = str(error).splitlines()[0]
+            return Example(drawn, refused=first) if side.label == "reference" else Example(drawn, first)
+        repeats.append(same_bits(*outputs))
+    if repeats == [True, False]:
+        text = "the native gives another output when the same call is repeated: a call leaves something behind"
+        return Example(drawn, text)
+    return None
 
-    inputs: Inputs
-    outputs: dict[str, Tensor] = field(default_factory=dict)
-    problem: Example | None = None
 
-
-def _kept_state(draw: Draw, outputs: Mapping[str, Tensor]) -> str:
-    """Say whether a repeated call gives something else: a side that keeps what it should not, or draws."""
-    for side, trace in (("native", draw.free_native), ("reference", draw.free_reference)):
-        if not same_bits(outputs[side], trace.values[OUTPUT].low):
-            return f"the {side} gives another output when the same call is repeated: a call leaves something behind"
-    if draw.observer:
-        return f"low values differ between two calls on one input, first {draw.observer[0]}"
-    return ""
+def _output(side: LoadedSide, earlier: Sequence[Inputs], inputs: Inputs) -> Tensor:
+    """Return what a side gives as it was loaded, after earlier calls."""
+    return replace(side, earlier=tuple(earlier)).runner(()).run(inputs).values[OUTPUT].low
 
 
 def _has_twins(example: Example) -> bool:

@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from parity.draws import Options
 from parity.errors import UsageError
 from parity.examples import Example, Examples
 from parity.numerics.verdict import Judged, VerdictClass
 from parity.session import PairSession
 from parity.space import Drawn, outside
+from parity.stage import Options
 from parity.strategies import Profile, Seen, explore
 
 

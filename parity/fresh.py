@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
+from dataclasses import replace
 
+from parity.execution.module_state import ModuleState
+from parity.execution.tap import Inputs
+from parity.loaded import LoadedSide
+from parity.lora.adapter import LoraAdapter
 from parity.session import PairSession
 
 
 @contextmanager
-def fresh(session: PairSession) -> Iterator[None]:
-    """Bring both models to how they were loaded; after it, the session is as before."""
-    sides = (session.reference, session.native)
-    learned, memories = session._learned, [side.memory for side in sides]
-    assert session.reference.unused is not None
-    assert session.native.unused is not None
-    with session.reference.unused.restored(), session.native.unused.restored():
-        session._learned = True
-        for side in sides:
-            side.memory = side.memory[:1]
-        try:
-            yield
-        finally:
-            session._learned = learned
-            for side, memory in zip(sides, memories, strict=True):
-                side.memory = memory
+def fresh(
+    session: PairSession, lora: bool = False, earlier: Sequence[Inputs] = (), adapter: LoraAdapter | None = None
+) -> Iterator[PairSession]:
+    """Open a view of a session in which every pass finds the models as they were loaded; then all is as before.
+
+    Args:
+        session: both models, resident; no LoRA on.
+        lora: whether the LoRA is on meanwhile.
+        earlier: calls that each pass makes before the one that counts.
+        adapter: another LoRA than the pair's, in the reference's module names.
+    """
+    sides = session.reference, session.native
+    view = copy(session)
+    view._live, view._native = reference, native = [_without_calls(side, earlier) for side in sides]
+    for name in ("reference_stage", "native_stage"):
+        view.__dict__.pop(name, None)
+    if adapter is not None:
+        view.__dict__.pop("native_adapter", None)
+        view.__dict__["adapter"] = adapter
+    assert reference.unused is not None
+    assert native.unused is not None
+    with reference.unused.restored(), native.unused.restored(), view.lora(lora):
+        for side in (reference, native):
+            side.unused = ModuleState(side.model)  # a LoRA is part of it
+        yield view
+
+
+def _without_calls(side: LoadedSide, earlier: Sequence[Inputs]) -> LoadedSide:
+    return replace(side, memory=side.memory[:1], earlier=tuple(earlier))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,16 +11,9 @@ from torch import Tensor
 from parity.execution.passes import OUTPUT, ExactAt
 from parity.execution.shadow import Shadow
 from parity.execution.tap import Inputs, Tap
+from parity.loaded import LoadedSide
 from parity.numerics.evidence import rows_of
-from parity.session import PairSession
-
-
-@dataclass(frozen=True)
-class Nudge:
-    """An error to add to the reference's value at a tap, in the reference's layout."""
-
-    tap: Tap
-    delta: Tensor
+from parity.stage import Nudge
 
 
 class _Nudged:
@@ -52,13 +44,13 @@ class Impact:
     long before its norm rises above incoherent noise.
     """
 
-    def __init__(self, session: PairSession, inputs: Inputs) -> None:
-        self._runner = session.reference.runner(session.taps)
+    def __init__(self, reference: LoadedSide, taps: tuple[Tap, ...], inputs: Inputs) -> None:
+        self._runner = reference.runner(taps)
         self._inputs = inputs
-        shadow = session.reference.shadow(Shadow, inputs)
-        value = self._runner.run(inputs, ExactAt(_embeddings(session.taps)), shadow).values[OUTPUT]
+        shadow = reference.shadow(Shadow, inputs)
+        value = self._runner.run(inputs, ExactAt(_embeddings(taps)), shadow).values[OUTPUT]
         assert value.high is not None
-        self._channel = next((t.channel_dim for t in session.taps if t.name == OUTPUT), 1)
+        self._channel = next((t.channel_dim for t in taps if t.name == OUTPUT), 1)
         self._low = value.low
         noise = self._rows(value.low) - self._rows(value.high)
         self._total = float(noise.square().mean().sqrt())

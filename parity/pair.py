@@ -91,7 +91,8 @@ class ModelPair:
         inputs: from a `Build` and a seed to the inputs both sides are called with.
         variants: further kinds of inputs by name (image conditioning, a batch of two); each is a case of its own.
         lora: from a `Build` and the reference model to an adapter in the reference's module names; None: no LoRA cases.
-        load: called with reference and native; loads the native's weights. None: through the key map.
+        load: called with the reference's parameters and persistent buffers by key, and the native; loads the native's
+            weights. None: through the key map.
         sizes: names `Build.size` may take, the first is the default.
         dtypes: storage dtypes the pair is meant for, the first is the default.
         declared: taps whose known approximation is allowed, with the reason (logic is off there, and said).
@@ -111,7 +112,7 @@ class ModelPair:
     inputs: Callable[[Build, int], dict[str, Any]]
     variants: Mapping[str, Callable[[Build, int], dict[str, Any]]] = field(default_factory=dict)
     lora: Callable[[Build, nn.Module], LoraAdapter] | None = None
-    load: Callable[[nn.Module, nn.Module], None] | None = None
+    load: Callable[[Mapping[str, Tensor], nn.Module], None] | None = None
     sizes: tuple[str, ...] = ("tiny",)
     dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float32)
     declared: Mapping[str, str] = field(default_factory=dict)

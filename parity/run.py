@@ -10,17 +10,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from parity.draws import Draw, Options
+from parity.draws import Draw
 from parity.errors import LoraError, ShadowError, TapError
 from parity.execution.passes import OUTPUT
 from parity.execution.tap import Inputs, Tap
 from parity.execution.trace import same_bits
-from parity.impact import Impact, Nudge
 from parity.numerics.evidence import Evidence
 from parity.numerics.limits import Limits, limits_for
 from parity.numerics.metrics import ClassicMetrics
 from parity.numerics.verdict import Judged, TapFacts, judge, settle
-from parity.session import PairSession
+from parity.stage import DrawOf, JudgedSession, Nudge, Options
 
 
 @dataclass
@@ -57,7 +56,7 @@ class StateResult:
 
 
 def run_state(
-    session: PairSession, lora: bool, options: Options | None = None, inputs: Sequence[Inputs] | None = None
+    session: JudgedSession, lora: bool, options: Options | None = None, inputs: Sequence[Inputs] | None = None
 ) -> StateResult:
     """Run a pair in one LoRA state and judge every tap.
 
@@ -76,24 +75,36 @@ def run_state(
     if not [t for t in session.taps if t.reference and t.native]:
         raise TapError(f"{session.pair.name}: no tap exists on both sides; nothing would be compared")
     limits = limits_for(options.shadow_dtype)
-    given = [None] * (options.draws or session.pair.draws) if inputs is None else list(inputs)
-    without = _outputs(session, options, given[0]) if lora else {}
+    planned = planned_draws(session, lora, options, inputs)
+    without = _outputs(session, planned[0]) if lora else {}
     with session.lora(lora):
-        draws = [Draw(session, lora, options.seed + i, options, one) for i, one in enumerate(given)]
+        draws = [Draw(session, draw) for draw in planned]
         _check_lora_shows(without, draws[0])
         facts = [_facts(t, session) for t in session.taps if t.reference and t.native]
         judged = judge(facts, [d.evidence for d in draws], limits)
+        stored = session.finer_weights(lora)
+        if session.recorded is None:
+            _settle_impacts(session, judged, facts, draws[0], limits, options)
+    if session.recorded is not None:  # the reference's model may be loaded for it, where the native's is now
         _settle_impacts(session, judged, facts, draws[0], limits, options)
-        named = session.native.model.named_parameters()
-        stored = [name for name, p in named if id(p) in session.native.finer]
     return _result(lora, judged, facts, draws, limits, stored)
 
 
-def _outputs(session: PairSession, options: Options, given: Inputs | None) -> dict[str, Tensor]:
-    """Return what each side gives for the first draw, free-running and without taps."""
-    inputs = session.inputs(options.seed, options.variant) if given is None else session.placed(given)
-    sides = (session.reference, session.native)
-    return {side.label: side.runner(()).run(inputs).values[OUTPUT].low for side in sides}
+def planned_draws(
+    session: JudgedSession, lora: bool, options: Options, inputs: Sequence[Inputs] | None = None
+) -> list[DrawOf]:
+    """Return the draws of a state: as many as asked for, or one for each of the inputs given."""
+    if inputs is not None:
+        placed = [session.placed(one) for one in inputs]
+        return [DrawOf(lora, options.seed + i, options, one, given=True) for i, one in enumerate(placed)]
+    seeds = range(options.seed, options.seed + (options.draws or session.pair.draws))
+    draws = [DrawOf(lora, seed, options, session.inputs(seed, options.variant)) for seed in seeds]
+    return draws if session.recorded is None else [session.recorded.given(draw) for draw in draws]
+
+
+def _outputs(session: JudgedSession, draw: DrawOf) -> dict[str, Tensor]:
+    """Return what each side gives for a draw without the LoRA, free-running and without taps."""
+    return {"reference": session.reference_stage.baseline(draw), "native": session.native_stage.baseline(draw)}
 
 
 def _check_lora_shows(without: Mapping[str, Tensor], draw: Draw) -> None:
@@ -110,33 +121,55 @@ def _check_lora_shows(without: Mapping[str, Tensor], draw: Draw) -> None:
             )
 
 
-def _facts(tap: Tap, session: PairSession) -> TapFacts:
+def _facts(tap: Tap, session: JudgedSession) -> TapFacts:
     return TapFacts(tap.name, tap.kind, tap.block, tap.has_attention, session.pair.declared.get(tap.name))
 
 
 def _settle_impacts(
-    session: PairSession, judged: dict[str, Judged], facts: Sequence[TapFacts], draw: Draw, limits: Limits,
+    session: JudgedSession, judged: dict[str, Judged], facts: Sequence[TapFacts], draw: Draw, limits: Limits,
     options: Options,
 ) -> None:  # fmt: skip
     """Compute impacts jointly per kind of tap, and alone for the first few, and settle felt or drowned."""
     different = [f for f in facts if judged[f.name].different]
     if not different:
         return
-    impact: Impact = draw.shared("impact", lambda: Impact(session, draw.inputs))
     taps = {t.name: t for t in session.taps}
+    groups: list[list[str]] = []
     for kind in dict.fromkeys(f.kind for f in different):
         members = [f.name for f in different if f.kind == kind]
-        if not all(taps[n].replace or n == OUTPUT for n in members):
+        if all(taps[n].replace or n == OUTPUT for n in members):
+            groups.append(members)
+        else:
             for name in members:
                 settle(judged[name], None, limits)
-            continue
-        joint = impact.of([Nudge(taps[n], draw.delta(taps[n])) for n in members])
-        for number, name in enumerate(members):
-            alone = joint
-            if len(members) > 1 and number < options.singles:
-                alone = impact.of([Nudge(taps[name], draw.delta(taps[name]))])
-            how = f"; {joint:.2g} jointly over {len(members)} taps of its kind" if len(members) > 1 else ""
-            settle(judged[name], max(alone, joint), limits, how)
+    requests = [request for members in groups for request in _requests(members, options.singles)]
+    nudges = [[Nudge(taps[n], draw.delta(taps[n])) for n in request] for request in requests]
+    found = session.reference_stage.impacts(draw.of, nudges) if requests else []
+    unknown: list[float | None] = [None] * len(requests)
+    impacts = dict(zip(requests, found or unknown, strict=True))
+    for members in groups:
+        _settle_kind(judged, members, impacts, limits, options.singles)
+
+
+def _requests(members: Sequence[str], singles: int) -> list[tuple[str, ...]]:
+    """Return which taps of a kind are nudged together: all of them, then the first few alone."""
+    alone = [(name,) for name in members[:singles]] if len(members) > 1 else []
+    return [tuple(members), *alone]
+
+
+def _settle_kind(
+    judged: dict[str, Judged], members: Sequence[str], impacts: Mapping[tuple[str, ...], float | None], limits: Limits,
+    singles: int,
+) -> None:  # fmt: skip
+    joint = impacts[tuple(members)]
+    if joint is None:
+        for name in members:
+            settle(judged[name], None, limits)
+        return
+    for number, name in enumerate(members):
+        alone = impacts.get((name,)) if number < singles else None
+        how = f"; {joint:.2g} jointly over {len(members)} taps of its kind" if len(members) > 1 else ""
+        settle(judged[name], max(joint if alone is None else alone, joint), limits, how)
 
 
 def _result(

@@ -19,7 +19,7 @@ from parity.execution.shadow import Shadow
 from parity.execution.tap import Inputs
 from parity.fresh import fresh
 from parity.pair import Build, ModelPair
-from parity.session import LoadedSide, PairSession
+from parity.session import PairSession
 from parity.space import typical
 
 STEP = 0.06
@@ -83,11 +83,11 @@ class Sensitivity:
         for value in values:
             inputs = {**self._inputs, name: value}
             try:
-                reference = self._output(self._session.reference, inputs)
+                reference = self._output("reference", inputs)
             except ModelFailed:
                 continue
             try:
-                native = self._output(self._session.native, inputs)
+                native = self._output("native", inputs)
             except ModelFailed as error:
                 return Response(name, change, wrong=f"the native refuses it: {str(error).splitlines()[0][:160]}")
             return self._compared(name, change, reference, native)
@@ -108,13 +108,14 @@ class Sensitivity:
         return Response(name, change, moved_r, moved_n, apart, wrong)
 
     def _outputs(self, inputs: Inputs) -> dict[str, Tensor]:
-        return {s.label: self._output(s, inputs) for s in (self._session.reference, self._session.native)}
+        return {side: self._output(side, inputs) for side in ("reference", "native")}
 
-    def _output(self, side: LoadedSide, inputs: Inputs) -> Tensor:
+    def _output(self, side: str, inputs: Inputs) -> Tensor:
         """Return the shadow of a side's output, or where some of it is not trusted the output itself."""
-        with fresh(self._session):
-            shadow = side.shadow(Shadow, inputs, dtype=self._dtype)
-            value = side.runner(()).run(inputs, None, shadow).values[OUTPUT]
+        with fresh(self._session) as view:
+            held = view.reference if side == "reference" else view.native
+            shadow = held.shadow(Shadow, inputs, dtype=self._dtype)
+            value = held.runner(()).run(inputs, None, shadow).values[OUTPUT]
         assert value.high is not None
         if bool(value.high.isnan().any()):
             self._trusted = False

@@ -2,74 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from parity.errors import ModelFailed, ParityError
+from parity.errors import ParityError
 from parity.execution.module_state import ModuleState
-from parity.execution.passes import Runner
-from parity.execution.roots import EXACT_ABOVE, build_remembering, pruned, roots_of
-from parity.execution.shadow import Shadow
-from parity.execution.storage import ShadowTable, bits
-from parity.execution.tap import Inputs, Tap
+from parity.execution.tap import Inputs
+from parity.live import LiveNative, LiveReference
+from parity.loaded import LoadedSide, load_side, with_lora
 from parity.lora.adapter import LoraAdapter
-from parity.lora.apply import applied
 from parity.lora.mapping import map_adapter
-from parity.pair import Build, ModelPair, Side
+from parity.pair import Build, ModelPair
+from parity.stage import RecordedReference, ReferenceStage
 from parity.weights.keymap import KeyMap
 from parity.weights.load import WeightComparison, finer_sources, load_native, tensors_of
 
 
-@dataclass
-class LoadedSide:
-    """One side, built.
-
-    `memory` holds the exact values of tables made while building and in the first call, `unused` the model's state
-    before any call.
-    """
-
-    label: str
-    side: Side
-    model: nn.Module
-    memory: list[ShadowTable]
-    finer: dict[int, Tensor] = field(default_factory=dict)
-    unused: ModuleState | None = None
-
-    def runner(self, taps: tuple[Tap, ...]) -> Runner:
-        """Return what calls this side with its taps attached."""
-        return Runner(self.label, self.model, self.side.call, self.side.output, taps, self.side.around_call)
-
-    def shadow(self, make: Callable[..., Shadow], inputs: Inputs, **options: Any) -> Shadow:
-        """Make a shadow whose roots are the model's and the inputs, with every finer value that is known."""
-        for table in self.memory:
-            pruned(table, self.model)
-        return make(roots=roots_of(self.model, dict(inputs)), finer=self.finer, memory=self.memory, **options)
-
-    def learn_constants(self, inputs: Inputs, taps: tuple[Tap, ...]) -> None:
-        """Run a forward once under a shadow, for tables that are made and cached in the first call.
-
-        The taps only tell how far a forward came that raises.
-        """
-        shadow = self.shadow(Shadow, inputs, exact_above=EXACT_ABOVE)
-        self.runner(taps).run(inputs, None, shadow)
-        self.memory.append(shadow.table)
-
-
 class PairSession:
-    """Load both sides of a pair once and hand out runners, LoRA states and inputs.
+    """Load both sides of a pair once and hand out their stages, LoRA states and inputs.
 
     Args:
-        pair: the pair. build: what is built.
-        reference: a reference that is loaded already, for several natives of one reference.
+        pair: the pair.
+        build: what is built.
+        reference: a reference that is loaded already, for several natives of one reference; or the recording of one,
+            so that only the native is resident.
 
     Attributes:
         traces: set to a dict to share the reference's passes between sessions of one reference.
+        weights: what each native tensor holds, against what the key map says it should.
 
     Raises:
         SourceMissing: third-party code is not here.
@@ -77,33 +42,76 @@ class PairSession:
         KeyMapError: the key map is not total.
     """
 
-    def __init__(self, pair: ModelPair, build: Build, reference: LoadedSide | None = None) -> None:
+    def __init__(
+        self, pair: ModelPair, build: Build, reference: LoadedSide | RecordedReference | None = None
+    ) -> None:
         self.pair, self.build = pair, build
         self.traces: dict[Any, Any] | None = None
         self.taps = pair.taps(build)
-        self._learned = False
+        self.recorded = None if isinstance(reference, LoadedSide) else reference
+        self._live = reference if isinstance(reference, LoadedSide) else None
+        self._native: LoadedSide | None = None
+        self.weights: dict[str, WeightComparison] = {}
         self._open = ExitStack()
         try:
-            self._open.enter_context(pair.reference.around_session())
+            if self.recorded is None:
+                self._open.enter_context(pair.reference.around_session())
             self._open.enter_context(pair.native.around_session())
-            self.reference = reference or self._load("reference", pair.reference)
-            self.native = self._load("native", pair.native)
-            self._check_unshared()
-            self._load_weights()
-            for loaded in (self.reference, self.native):
-                loaded.unused = loaded.unused or ModuleState(loaded.model)
+            if self.recorded is None and self._live is None:
+                self._live = load_side("reference", pair.reference, build)
+            self.load_native()
         except BaseException:
             self._open.close()
             raise
 
-    def _load(self, label: str, side: Side) -> LoadedSide:
-        try:
-            model, memory = build_remembering(lambda: side.build(self.build))
-        except ParityError:
-            raise
-        except Exception as error:
-            raise ModelFailed(f"the {label} {side.name!r} does not build: {type(error).__name__}: {error}") from error
-        return LoadedSide(label, side, model.eval(), [memory])
+    @property
+    def reference(self) -> LoadedSide:
+        """The reference's model.
+
+        Raises:
+            ParityError: it is not resident, only a recording of it is at hand.
+        """
+        if self._live is None:
+            raise ParityError(f"{self.pair.name}: the reference is a recording here, its model is not resident")
+        return self._live
+
+    @property
+    def native(self) -> LoadedSide:
+        """The native's model; loaded again where it had to make room."""
+        if self._native is None:
+            self.load_native()
+        assert self._native is not None
+        return self._native
+
+    @cached_property
+    def reference_stage(self) -> ReferenceStage:
+        """What answers for the reference: its model or its recording."""
+        if self.recorded is not None:
+            return self.recorded
+        return LiveReference(self.reference, self.taps, shared=self.traces)
+
+    @cached_property
+    def native_stage(self) -> LiveNative:
+        """What answers for the native."""
+        return LiveNative(self.native, self.taps)
+
+    def load_native(self) -> None:
+        """Build the native and give it its weights."""
+        self._native = load_side("native", self.pair.native, self.build)
+        if self._live is not None:
+            self._check_unshared()
+        self._load_weights(self._native)
+        self._native.unused = ModuleState(self._native.model)
+
+    def release_native(self) -> None:
+        """Let go of the native, to make room for the reference; it is loaded again when it is asked for."""
+        self._native = None
+        self.__dict__.pop("native_stage", None)
+
+    @property
+    def reference_tensors(self) -> Mapping[str, Tensor]:
+        """The reference's parameters and persistent buffers by key; those of a recording are read when asked for."""
+        return self.recorded.tensors if self.recorded is not None else tensors_of(self.reference.model)
 
     def _check_unshared(self) -> None:
         """Both sides must not run the same code or hold the same memory: a comparison with itself proves nothing."""
@@ -117,16 +125,15 @@ class PairSession:
         if shared:
             raise ParityError(f"{self.pair.name}: both sides share the module {shared[0]!r}")
 
-    def _load_weights(self) -> None:
-        reference, native = self.reference.model, self.native.model
-        key_map = self.pair.key_map(self.build)
+    def _load_weights(self, native: LoadedSide) -> None:
+        tensors, key_map = self.reference_tensors, self.pair.key_map(self.build)
         if self.pair.load is not None:
-            self.pair.load(reference, native)
+            self.pair.load(tensors, native.model)
         else:
-            load_native(native, reference, key_map)
-        self.weights: dict[str, WeightComparison] = finer_sources(native, reference, key_map)
-        held = dict(native.named_parameters())
-        self.native.finer = {
+            load_native(native.model, tensors, key_map)
+        self.weights = finer_sources(native.model, tensors, key_map)
+        held = dict(native.model.named_parameters())
+        native.finer = {
             id(held[key]): c.finer for key, c in self.weights.items() if c.finer is not None and key in held
         }
         if any(c.native_finer for c in self.weights.values()):
@@ -146,36 +153,38 @@ class PairSession:
     @cached_property
     def adapter(self) -> LoraAdapter | None:
         """The pair's LoRA in the reference's module names."""
+        if self.recorded is not None:
+            return self.recorded.adapter
         return None if self.pair.lora is None else self.pair.lora(self.build, self.reference.model)
 
     @cached_property
     def native_adapter(self) -> LoraAdapter:
         """The pair's LoRA carried to the native's module names."""
         assert self.adapter is not None
-        return self.carried(self.adapter)
+        shapes = [{k: v.shape for k, v in held.items()} for held in (self.reference_tensors, self._native_tensors())]
+        return map_adapter(self.adapter, self.pair.key_map(self.build), shapes[0], shapes[1])
 
-    def carried(self, adapter: LoraAdapter) -> LoraAdapter:
-        """Return an adapter in the native's module names."""
-        shapes = [{k: v.shape for k, v in tensors_of(s.model).items()} for s in (self.reference, self.native)]
-        return map_adapter(adapter, self.pair.key_map(self.build), shapes[0], shapes[1])
+    def _native_tensors(self) -> Mapping[str, Tensor]:
+        return tensors_of(self.native.model)
 
     @contextmanager
-    def lora(self, on: bool, other: LoraAdapter | None = None) -> Iterator[None]:
-        """Put the LoRA, or another one, on both sides, each in its own way, while the context is open."""
+    def lora(self, on: bool) -> Iterator[None]:
+        """Put the LoRA on every resident side, each in its own way, while the context is open."""
         if not on:
             yield
             return
         assert self.adapter is not None
-        adapters = (self.adapter, self.native_adapter) if other is None else (other, self.carried(other))
+        sides = [(self.native, self.native_adapter)]
+        if self.recorded is None:
+            sides.insert(0, (self.reference, self.adapter))
         with ExitStack() as stack:
-            for side, adapter in zip((self.reference, self.native), adapters, strict=True):
-                put = side.side.apply_lora or applied
-                before = _target_weights(side.model, adapter)
-                stack.enter_context(put(side.model, adapter))
-                merged = _merged_weights(side, adapter, before)
-                stack.callback(setattr, side, "finer", side.finer)
-                side.finer = {**side.finer, **merged}
+            for side, adapter in sides:
+                stack.enter_context(with_lora(side, adapter))
             yield
+
+    def finer_weights(self, lora: bool) -> list[str]:
+        """List the native's weights that are rounded copies of finer values, in the LoRA state that is on now."""
+        return [name for name, p in self.native.model.named_parameters() if id(p) in self.native.finer]
 
     def inputs(self, seed: int, variant: str = "") -> dict[str, Any]:
         """Return the inputs of a draw, on the build's device."""
@@ -186,42 +195,9 @@ class PairSession:
         """Return inputs on the build's device."""
         return {k: v.to(self.build.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
 
-    def learn_constants(self, inputs: Inputs) -> None:
-        """Learn the exact values of tables cached in the first call; once a session."""
-        if not self._learned:
-            self._learned = True
-            self.reference.learn_constants(inputs, self.taps)
-            self.native.learn_constants(inputs, self.taps)
-
     def close(self) -> None:
         """Leave what surrounds the sides (process groups, environment)."""
         self._open.close()
-
-
-def _target_weights(model: nn.Module, adapter: LoraAdapter) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return the weight of each target, and a copy of it."""
-    modules = dict(model.named_modules())
-    weights = {path: getattr(modules.get(path), "weight", None) for path in adapter.targets}
-    return {path: (w, w.detach().clone()) for path, w in weights.items() if isinstance(w, Tensor)}
-
-
-def _merged_weights(
-    side: LoadedSide, adapter: LoraAdapter, before: Mapping[str, tuple[Tensor, Tensor]]
-) -> dict[int, Tensor]:
-    """Return the exact values of weights an adapter was merged into: stored-weight rounding, not another function.
-
-    A weight that is not what merging the adapter gives, to two units in the last place, keeps its stored values.
-    """
-    found = {}
-    for path, (weight, old) in before.items():
-        if torch.equal(weight, old):
-            continue
-        finer = side.finer.get(id(weight), old).double() + adapter.targets[path].delta().to(old.device)
-        unit = 2.0 ** (2 - bits(weight.dtype))
-        slack = unit * finer.abs().clamp_min(torch.finfo(weight.dtype).tiny)
-        if bool(((weight.double() - finer).abs() <= slack).all()):
-            found[id(weight)] = finer
-    return found
 
 
 @contextmanager

@@ -23,9 +23,10 @@ import torch
 
 from fixtures.pairs.longcat import PAIR, inputs_of
 from fixtures.plants import PLANTS
+from parity.loaded import LoadedSide
 from parity.pair import Build
 from parity.run import Options, StateResult, run_state
-from parity.session import LoadedSide, PairSession
+from parity.session import PairSession
 
 ROOT = Path(__file__).resolve().parent.parent
 RAW = ROOT / "benchmarks" / "results" / "method.jsonl"

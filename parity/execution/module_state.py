@@ -109,7 +109,7 @@ def _container(value: Any) -> Any:
 
 
 def _is_state(name: str) -> bool:
-    return name not in _STRUCTURE and not name.endswith("_hooks") and not name.startswith("_non_persistent")
+    return name not in _STRUCTURE and "_hook" not in name and not name.startswith("_non_persistent")
 
 
 def _version(tensor: Tensor) -> int:

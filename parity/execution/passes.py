@@ -19,10 +19,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from parity.errors import ModelFailed, ParityError, TapError
 from parity.execution.hooks import TapHooks
+from parity.execution.module_state import ModuleState
 from parity.execution.shadow import Shadow
 from parity.execution.storage import bits
 from parity.execution.tap import Inputs, Tap
-from parity.execution.trace import TapValue, Trace
+from parity.execution.trace import Kept, Sink, Trace
 
 OUTPUT = "final_output"
 
@@ -45,6 +46,8 @@ class Runner:
         output: picks the final output from what the call returned.
         around: what surrounds a call.
         taps: the pair's taps.
+        unused: the model's state before any call, from which each pass starts; None: as the last one left it.
+        earlier: calls of a pass before the one that counts.
     """
 
     side: str
@@ -53,6 +56,8 @@ class Runner:
     output: Callable[[Any], Tensor]
     taps: Sequence[Tap]
     around: Callable[[nn.Module, Inputs], AbstractContextManager[Any]] = lambda model, inputs: nullcontext()
+    unused: ModuleState | None = None
+    earlier: Sequence[Inputs] = ()
 
     @property
     def is_compiled(self) -> bool:
@@ -60,8 +65,9 @@ class Runner:
         return any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in self.model.modules())
 
     def run(
-        self, inputs: Inputs, restart: Restart | None = None, shadow: Shadow | None = None, *, compiled: bool = False
-    ) -> Trace:
+        self, inputs: Inputs, restart: Restart | None = None, shadow: Shadow | None = None, *, compiled: bool = False,
+        sink: Sink | None = None,
+    ) -> Trace:  # fmt: skip
         """Run one forward and return its trace.
 
         Args:
@@ -69,18 +75,21 @@ class Runner:
             restart: lockstep: what each tap goes on with; None: free-running.
             shadow: a shadow to run under; None: plain.
             compiled: let compiled parts run compiled; else all runs eagerly.
+            sink: where values go; None: they are kept in memory.
 
         Raises:
             TapError: taps were not reached.
             ModelFailed: the model raised or ran out of memory.
         """
-        seen = _Recorder(restart, shadow)
+        seen = _Recorder(restart, shadow, sink or Kept())
         hooks = TapHooks(self.model, self.taps, self.side, seen)
         try:
             with torch.no_grad(), hooks.attached(), self.around(self.model, inputs), ExitStack() as inner:
+                inner.enter_context(nullcontext() if self.unused is None else self.unused.restored())
                 # Made here and not before: a stance holds from the moment it is made.
                 inner.enter_context(nullcontext() if compiled else _eager())
                 inner.enter_context(shadow or nullcontext())
+                self._call_earlier(hooks)
                 out = self.output(self.call(self.model, inputs))
         except (ParityError, KeyboardInterrupt):
             raise
@@ -91,6 +100,13 @@ class Runner:
         trace = seen.trace(out)
         self._check_reached(trace)
         return trace
+
+    def _call_earlier(self, hooks: TapHooks) -> None:
+        hooks.quiet = True
+        for given in self.earlier:
+            with self.around(self.model, given):
+                self.call(self.model, given)
+        hooks.quiet = False
 
     def _check_reached(self, trace: Trace) -> None:
         missing = [t.name for t in self.taps if getattr(t, self.side) is not None and t.name not in trace.values]
@@ -116,32 +132,28 @@ def _eager() -> AbstractContextManager[Any]:
     return stance
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    """Concatenate the values of several calls along dim 0; values without dims become one."""
-    return parts[0] if len(parts) == 1 else torch.cat([p.reshape(1) if p.dim() == 0 else p for p in parts])
-
-
 def _every(tap: Tap) -> bool:
     return True
+
+
+def _copy(value: Tensor) -> Tensor:
+    """Copy a value, dense: what is computed from it must not depend on the strides it had in the model."""
+    return value.clone(memory_format=torch.contiguous_format)
 
 
 class _Recorder:
     """Keeps what is seen at taps, and restarts low and high from the same number."""
 
-    def __init__(self, restart: Restart | None, shadow: Shadow | None) -> None:
-        self.restart, self.shadow = restart, shadow
-        self.lows: dict[str, list[Tensor]] = {}
-        self.highs: dict[str, list[Tensor]] = {}
+    def __init__(self, restart: Restart | None, shadow: Shadow | None, sink: Sink) -> None:
+        self.restart, self.shadow, self.sink = restart, shadow, sink
         self.last = "its start"
 
     def __call__(self, tap: Tap, value: Tensor, number: int) -> Tensor | None:
         with _disable_current_modes():
             self.last = tap.name
-            self.lows.setdefault(tap.name, []).append(value.detach().clone())
-            high = None
+            high = None if self.shadow is None else _copy(self.shadow.high(value))
+            self.sink.put(tap.name, _copy(value.detach()), high)
             if self.shadow is not None:
-                high = self.shadow.high(value).clone()
-                self.highs.setdefault(tap.name, []).append(high)
                 self.shadow.begin_segment(tap.name)
             if self.restart is None or not tap.restarts or not getattr(self.restart, "wants", _every)(tap):
                 return None
@@ -164,17 +176,10 @@ class _Recorder:
         return (lambda value: mask(tap, value, number)) if tap.valid is not None else None  # type: ignore[return-value]
 
     def trace(self, out: Tensor) -> Trace:
-        """Close the pass: concatenate calls, add the final output."""
-        trace = Trace()
-        for name, parts in self.lows.items():
-            highs = self.highs.get(name)
-            trace.values[name] = TapValue(
-                _joined(parts),
-                None if highs is None else _joined(highs),
-                tuple(p.shape[0] if p.dim() else 1 for p in parts),
-            )
-        high = None if self.shadow is None else self.shadow.high(out).clone()
-        trace.values[OUTPUT] = TapValue(out.detach().clone(), high, (out.shape[0] if out.dim() else 1,))
+        """Close the pass with the final output."""
+        high = None if self.shadow is None else _copy(self.shadow.high(out))
+        self.sink.put(OUTPUT, _copy(out.detach()), high)
+        trace = Trace(self.sink.values())
         if self.shadow is not None:
             trace.events, trace.kernels, trace.ops = Counter(self.shadow.events), self.shadow.kernels, self.shadow.ops
             trace.decisions = self.shadow.decisions
@@ -278,7 +283,11 @@ class FromTrace:
         held = self._cache[tap.name]
         if number >= len(held):
             raise TapError(f"tap {tap.name}: the native reached it {number + 1} times, {len(held)} in its plain pass")
-        return held[number]
+        part = held[number]
+        if number == len(held) - 1:
+            held.clear()  # memory stays at the taps between first and last call
+            held.extend([part.new_empty(0)] * (number + 1))
+        return part
 
     def kept(self, tap: Tap, value: Tensor, number: int = 0) -> Tensor | None:
         """Mask what is padding, in the native's layout, in the value of one of its calls."""

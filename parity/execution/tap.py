@@ -115,8 +115,7 @@ class Tap:
     @property
     def block(self) -> str:
         """`block07` for `block07.self_attn`, "" outside blocks."""
-        found = _BLOCK.match(self.name)
-        return f"{found[1]}{found[2]}" if found else ""
+        return block_of(self.name)
 
     @property
     def layer(self) -> str:
@@ -134,6 +133,16 @@ class Tap:
     def has_attention(self) -> bool:
         """Whether the wider margin of attention kernels applies."""
         return self.attention if self.attention is not None else "attn" in self.name
+
+
+def block_of(name: str) -> str:
+    """Return the block a tap's name names, "" outside blocks.
+
+    >>> block_of("block07.self_attn"), block_of("time_embed")
+    ('block07', '')
+    """
+    found = _BLOCK.match(name)
+    return f"{found[1]}{found[2]}" if found else ""
 
 
 def block_name(index: int, blocks: int) -> str:

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +17,46 @@ from parity.io.atomic import write_atomic
 SCHEMA = "dit-parity-record"
 SCHEMA_VERSION = 1
 
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of JSON file: schema, version, and what people call it."""
+
+    schema: str
+    version: int
+    what: str
+
+
+RECORD = Kind(SCHEMA, SCHEMA_VERSION, "parity record")
 _WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_MOST_BYTES = 1 << 30
 _ESCAPED = re.compile(r"\\*(NaN|-?Infinity)")
 
 
-def write_record(path: str | Path, record: Mapping[str, Any]) -> Path:
-    """Write a record; NaN and inf become the strings "NaN", "Infinity" and "-Infinity", tuples become lists.
+def write_record(path: str | Path, record: Mapping[str, Any], kind: Kind = RECORD) -> Path:
+    """Write a record, or JSON of another kind.
+
+    NaN and inf become the strings "NaN", "Infinity" and "-Infinity", tuples become lists.
 
     Raises:
         RecordError: a value is not JSON's, or a key is no string.
     """
     encoded = _encoded(record, "record")
-    whole = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, "digest": _digest(encoded), "record": encoded}
+    whole = {"schema": kind.schema, "schema_version": kind.version, "digest": _digest(encoded), "record": encoded}
     return write_atomic(path, (json.dumps(whole, indent=1, allow_nan=False) + "\n").encode())
 
 
-def read_record(path: str | Path) -> dict[str, Any]:
-    """Read a record back.
+def read_record(path: str | Path, kind: Kind = RECORD) -> dict[str, Any]:
+    """Read a record, or JSON of another kind, back.
 
     Raises:
         RecordError: the file is missing, truncated, edited, foreign, or of another schema version.
     """
     path = Path(path)
-    whole = _parsed(path)
-    if not isinstance(whole, dict) or whole.get("schema") != SCHEMA:
-        raise RecordError(f"{path} is no parity record: its schema is not {SCHEMA!r}")
-    _check_version(path, whole.get("schema_version"))
+    whole = _parsed(path, kind)
+    if not isinstance(whole, dict) or whole.get("schema") != kind.schema:
+        raise RecordError(f"{path} is no {kind.what}: its schema is not {kind.schema!r}")
+    _check_version(path, whole.get("schema_version"), kind)
     record = whole.get("record")
     if not isinstance(record, dict) or whole.get("digest") != _digest(record):
         raise RecordError(f"{path} was edited or damaged after it was written: its digest does not fit\nrun again")
@@ -59,24 +74,26 @@ def as_json(record: Mapping[str, Any]) -> str:
     return json.dumps(_encoded(record, "record"), indent=1, allow_nan=False)
 
 
-def _parsed(path: Path) -> Any:
+def _parsed(path: Path, kind: Kind) -> Any:
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise RecordError(f"{path} is no {kind.what}: it is larger than {_MOST_BYTES >> 20} MB")
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecordError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise RecordError(f"{path} is no parity record: it is not text") from error
+        raise RecordError(f"{path} is no {kind.what}: it is not text") from error
     except (json.JSONDecodeError, RecursionError) as error:
         raise RecordError(f"{path} is truncated or no JSON: {error}\nrun again to write it whole") from error
 
 
-def _check_version(path: Path, version: object) -> None:
+def _check_version(path: Path, version: object, kind: Kind) -> None:
     if not isinstance(version, int) or isinstance(version, bool):
         raise RecordError(f"{path} has schema version {version!r}, a number is needed")
-    if version < SCHEMA_VERSION:
-        raise RecordError(f"{path} has the older schema version {version}, this is {SCHEMA_VERSION}\nrun again")
-    if version > SCHEMA_VERSION:
-        text = f"{path} has schema version {version}, newer than {SCHEMA_VERSION}"
+    if version < kind.version:
+        raise RecordError(f"{path} has the older schema version {version}, this is {kind.version}\nrun again")
+    if version > kind.version:
+        text = f"{path} has schema version {version}, newer than {kind.version}"
         raise RecordError(f"{text}\nupdate with: pip install --upgrade dit-parity")
 
 

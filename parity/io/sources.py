@@ -119,3 +119,13 @@ def _relative(file: Path, root: Path | None, module_name: str) -> str:
         return file.relative_to(root).as_posix()
     depth = module_name.count(".") + 1 + (file.name == "__init__.py")
     return "/".join(file.parts[-depth:])
+
+
+def digest_of_code(*names: str) -> str:
+    """Return a digest of the code of modules and packages: what was computed by other code is stale."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in names:
+        file = module_file(name)
+        for part in sorted(file.parent.glob("*.py")) if file.name == "__init__.py" else [file]:
+            digest.update(part.read_bytes())
+    return digest.hexdigest()

@@ -34,13 +34,16 @@ class _Check:
 
     def _session(self, case: ParityCase) -> PairSession:
         try:
-            return self._engine.session(case.pair)
+            session = self._engine.session(case.pair)
         except SourceMissing as error:
             if case.pair in self._config.getoption("--parity-require"):
                 self._fail(f"{case.pair} is required and not here: {error}")
             pytest.skip(str(error))
         except ParityError as error:
             self._fail(f"{case.id}: {error}\n  rerun: {self._rerun()}")
+        if not isinstance(session, PairSession) or session.recorded is not None:
+            self._not_judged("drawn inputs need both models resident, and here one is a recording")
+        return session
 
     def _rerun(self, extra: str = "") -> str:
         return _rerun(self._config, self._node) + extra
@@ -52,7 +55,7 @@ class _Check:
         self._outcome("failed")
         pytest.fail(text, pytrace=False)
 
-    def _not_judged(self, why: str) -> None:
+    def _not_judged(self, why: str) -> NoReturn:
         self._outcome("not judged")
         pytest.skip(f"not judged: {why}")
 

@@ -61,13 +61,17 @@ class WeightComparison:
         return not (self.equal or self.native_finer)
 
 
-def load_native(native: nn.Module, reference: nn.Module, key_map: KeyMap) -> LoadReport:
+Weights = nn.Module | Mapping[str, Tensor]
+"""A model, or its parameters and persistent buffers by key."""
+
+
+def load_native(native: nn.Module, reference: Weights, key_map: KeyMap) -> LoadReport:
     """Copy the mapped parameters and persistent buffers of reference into native, in the native's dtype.
 
     Raises:
         KeyMapError: the map is not total, a side has no values (meta), or tied native tensors would get two values.
     """
-    source, target = tensors_of(reference), tensors_of(native)
+    source, target = _held(reference), tensors_of(native)
     plan = _plan(key_map, source, target)
     _check_values(source, target)
     values = plan.native_tensors(source)
@@ -80,13 +84,13 @@ def load_native(native: nn.Module, reference: nn.Module, key_map: KeyMap) -> Loa
     return LoadReport(tuple(values), cast, plan.reference_only, plan.native_only, unused)
 
 
-def finer_sources(native: nn.Module, reference: nn.Module, key_map: KeyMap) -> dict[str, WeightComparison]:
+def finer_sources(native: nn.Module, reference: Weights, key_map: KeyMap) -> dict[str, WeightComparison]:
     """Compare every mapped native tensor with its reference: equal, rounded when stored, or different.
 
     Raises:
         KeyMapError: the map is not total, or a side has no values (meta).
     """
-    source, target = tensors_of(reference), tensors_of(native)
+    source, target = _held(reference), tensors_of(native)
     plan = _plan(key_map, source, target)
     _check_values(source, target)
     return {key: _compared(key, target[key], plan, source) for key in plan.pieces}
@@ -95,6 +99,10 @@ def finer_sources(native: nn.Module, reference: nn.Module, key_map: KeyMap) -> d
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Return the parameters and persistent buffers of a model by key, detached and sharing memory."""
     return {key: value.detach() for key, value in model.state_dict().items() if isinstance(value, Tensor)}
+
+
+def _held(weights: Weights) -> Mapping[str, Tensor]:
+    return tensors_of(weights) if isinstance(weights, nn.Module) else weights
 
 
 def _plan(key_map: KeyMap, source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> KeyPlan:

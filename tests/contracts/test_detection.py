@@ -12,10 +12,11 @@ import torch
 
 from fixtures.pairs.longcat import PAIR, inputs_of
 from fixtures.plants import PLANTS, Plant
+from parity.loaded import LoadedSide
 from parity.numerics.verdict import VerdictClass
 from parity.pair import Build
 from parity.run import Options, StateResult, run_state
-from parity.session import LoadedSide, PairSession
+from parity.session import PairSession
 
 TOKENS = 128
 BLIND_AT_128 = {"gate_low", "rope_low", "rms_low", "bias_rounded", "rms_gain_fp32"}

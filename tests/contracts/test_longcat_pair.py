@@ -36,7 +36,7 @@ def plan_of(reference: nn.Module, native: nn.Module) -> KeyPlan:
 def loaded(pair: ModelPair, build: Build) -> tuple[nn.Module, nn.Module]:
     reference, native = pair.reference.build(build), pair.native.build(build)
     if pair.load is not None:
-        pair.load(reference, native)
+        pair.load(reference.state_dict(), native)
     else:
         native.load_state_dict(plan_of(reference, native).native_tensors(reference.state_dict()))
     return reference, native

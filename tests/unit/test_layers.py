@@ -14,8 +14,11 @@ ROOT = Path(__file__).resolve().parents[2] / "parity"
 BASE = frozenset({"errors", "registry"})
 WEIGHTS = BASE | {"numerics", "weights"}
 DATA = WEIGHTS | {"execution", "lora", "pair", "space"}
-RUN = DATA | {"session", "draws", "impact", "run"}
+SIDES = DATA | {"stage", "loaded", "impact", "live"}
+"""What one side gives."""
+RUN = SIDES | {"session", "draws", "run"}
 """Everything a case needs, from a pair to its verdicts."""
+RECORDED = {"recorder", "native_recorder", "recorded", "compared", "references"}
 SERVICES = {
     "case", "explored", "sensitivity", "choices", "discover", "engine", "environment", "inventory", "runs", "io",
     "report", "diagnose",
@@ -35,26 +38,36 @@ LAYERS: dict[str, frozenset[str]] = {
     "discover": BASE | {"pair"},
     "selection": BASE | {"case"},
     "environment": BASE,
-    "session": DATA,
-    "draws": DATA | {"session"},
-    "impact": DATA | {"session", "draws"},
+    "stage": DATA,
+    "loaded": DATA,
+    "impact": DATA | {"stage", "loaded"},
+    "live": SIDES,
+    "session": SIDES,
+    "identity": SIDES | {"environment", "io"},
+    "kept": SIDES | {"io"},
+    "recorder": SIDES | {"identity", "about", "io", "kept"},
+    "native_recorder": RUN | {"identity", "about", "io", "kept", "recorded", "recorder"},
+    "compared": RUN | {"identity", "about", "io", "recorded", "recorder"},
+    "recorded": SIDES | {"identity", "recorder", "io"},
+    "references": SIDES | RECORDED | {"io"},
+    "draws": SIDES | {"session"},
     "diagnose": RUN,
     "run": RUN - {"run"} | {"diagnose"},
     "report": BASE | {"numerics", "diagnose"},
     "io": BASE | {"weights", "execution", "report"},
     "failures": BASE,
     "about": RUN | {"case", "io"},
-    "fresh": DATA | {"session"},
+    "fresh": SIDES | {"session"},
     "examples": RUN - {"run"} | {"fresh"},
-    "sensitivity": DATA | {"session", "fresh"},
+    "sensitivity": SIDES | {"session", "fresh"},
     "explored": RUN - {"run"} | {"examples", "strategies"},
     "strategies": BASE | {"space"},
-    "engine": RUN | {"about", "case", "diagnose", "failures", "report"},
+    "engine": RUN | RECORDED | {"about", "case", "diagnose", "failures", "report"},
     "runs": BASE | {"environment", "report", "io"},
     "inventory": DATA | {"discover", "io"},
     "doctor": BASE | {"environment", "pair", "discover", "inventory"},
-    "plugin": RUN | SERVICES | {"strategies"},
-    "cli": RUN | SERVICES | {"doctor", "selection"},
+    "plugin": RUN | RECORDED | SERVICES | {"strategies"},
+    "cli": RUN | RECORDED | SERVICES | {"doctor", "selection"},
 }
 """What each folder or file may import of the others; itself and the package's own name always."""
 

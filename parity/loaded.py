@@ -1,0 +1,118 @@
+"""One side, built: what calls it, and what shadows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from parity.errors import ModelFailed, ParityError
+from parity.execution.module_state import ModuleState
+from parity.execution.passes import Runner
+from parity.execution.roots import EXACT_ABOVE, build_remembering, pruned, roots_of
+from parity.execution.shadow import Shadow
+from parity.execution.storage import ShadowTable, bits
+from parity.execution.tap import Inputs, Tap
+from parity.lora.adapter import LoraAdapter
+from parity.lora.apply import applied
+from parity.pair import Build, Side
+
+
+@dataclass
+class LoadedSide:
+    """One side, built.
+
+    `memory` holds the exact values of tables made while building and in the first call; `unused` is the model's state
+    before any call. With `earlier` each pass starts from there with these calls, and leaves the model as it finds it.
+    """
+
+    label: str
+    side: Side
+    model: nn.Module
+    memory: list[ShadowTable]
+    finer: dict[int, Tensor] = field(default_factory=dict)
+    unused: ModuleState | None = None
+    earlier: tuple[Inputs, ...] | None = None
+
+    def runner(self, taps: tuple[Tap, ...]) -> Runner:
+        """Return what calls this side with its taps attached."""
+        runner = Runner(self.label, self.model, self.side.call, self.side.output, taps, self.side.around_call)
+        if self.earlier is not None:
+            runner.unused, runner.earlier = self.unused, self.earlier
+        return runner
+
+    def shadow(self, make: Callable[..., Shadow], inputs: Inputs, **options: Any) -> Shadow:
+        """Make a shadow whose roots are the model's and the inputs, with every finer value that is known."""
+        for table in self.memory:
+            pruned(table, self.model)
+        given = [dict(one) for one in (inputs, *(self.earlier or ()))]
+        return make(roots=roots_of(self.model, given), finer=self.finer, memory=self.memory, **options)
+
+    def learn_constants(self, inputs: Inputs, taps: tuple[Tap, ...]) -> None:
+        """Run a forward once under a shadow, for tables that are made and cached in the first call.
+
+        The taps only tell how far a forward came that raises.
+        """
+        if self.earlier is not None:
+            return  # each pass makes its own
+        shadow = self.shadow(Shadow, inputs, exact_above=EXACT_ABOVE)
+        self.runner(taps).run(inputs, None, shadow)
+        self.memory.append(shadow.table)
+
+
+def load_side(label: str, side: Side, build: Build) -> LoadedSide:
+    """Build one side.
+
+    Raises:
+        ModelFailed: it does not build.
+    """
+    try:
+        model, memory = build_remembering(lambda: side.build(build))
+    except ParityError:
+        raise
+    except Exception as error:
+        raise ModelFailed(f"the {label} {side.name!r} does not build: {type(error).__name__}: {error}") from error
+    return LoadedSide(label, side, model.eval(), [memory], unused=ModuleState(model))
+
+
+@contextmanager
+def with_lora(side: LoadedSide, adapter: LoraAdapter) -> Iterator[None]:
+    """Put a LoRA, named as the side's modules, on a side in the side's own way while the context is open."""
+    put = side.side.apply_lora or applied
+    before = _target_weights(side.model, adapter)
+    with put(side.model, adapter):
+        kept, side.finer = side.finer, {**side.finer, **_merged_weights(side, adapter, before)}
+        try:
+            yield
+        finally:
+            side.finer = kept
+
+
+def _target_weights(model: nn.Module, adapter: LoraAdapter) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the weight of each target, and a copy of it."""
+    modules = dict(model.named_modules())
+    weights = {path: getattr(modules.get(path), "weight", None) for path in adapter.targets}
+    return {path: (w, w.detach().clone()) for path, w in weights.items() if isinstance(w, Tensor)}
+
+
+def _merged_weights(
+    side: LoadedSide, adapter: LoraAdapter, before: Mapping[str, tuple[Tensor, Tensor]]
+) -> dict[int, Tensor]:
+    """Return the exact values of weights an adapter was merged into: stored-weight rounding, not another function.
+
+    A weight that is not what merging the adapter gives, to two units in the last place, keeps its stored values.
+    """
+    found = {}
+    for path, (weight, old) in before.items():
+        if torch.equal(weight, old):
+            continue
+        finer = side.finer.get(id(weight), old).double() + adapter.targets[path].delta().to(old.device)
+        unit = 2.0 ** (2 - bits(weight.dtype))
+        slack = unit * finer.abs().clamp_min(torch.finfo(weight.dtype).tiny)
+        if bool(((weight.double() - finer).abs() <= slack).all()):
+            found[id(weight)] = finer
+    return found

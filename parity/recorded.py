@@ -1,0 +1,179 @@
+"""The reference's part of a verdict, read from a recording: here or in another environment, its model is not needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parity.errors import RecordError
+from parity.execution.passes import OUTPUT
+from parity.execution.storage import bits
+from parity.execution.tap import Tap
+from parity.execution.trace import Trace
+from parity.identity import asked_for, check_inputs, check_same
+from parity.io.recording import RecordingFolder
+from parity.lora.adapter import LoraAdapter, LoraTarget
+from parity.numerics.metrics import ClassicMetrics
+from parity.pair import Build, ModelPair
+from parity.recorder import placed
+from parity.stage import DrawOf, Dtypes, LockstepPasses, Nudge, Options
+
+Propagate = Callable[[DrawOf, Sequence[Sequence[Nudge]]], "list[float] | None"]
+
+
+class OtherDtypes(RecordError):
+    """The recording was made for a native of other dtypes.
+
+    Attributes:
+        native_dtypes: what the reference must be recorded for.
+    """
+
+    def __init__(self, text: str, native_dtypes: dict[str, torch.dtype]) -> None:
+        super().__init__(text)
+        self.native_dtypes = native_dtypes
+
+
+class Recorded:
+    """A recorded reference.
+
+    Args:
+        folder: the recording.
+        pair: the pair it must be of.
+        build: what is built.
+        options: how it is run.
+        again: propagates errors through the reference, where its model can be loaded again.
+
+    Raises:
+        RecordError: the recording is incomplete, damaged, or of something else; names the field.
+    """
+
+    def __init__(
+        self, folder: Path, pair: ModelPair, build: Build, options: Options, again: Propagate | None = None
+    ) -> None:
+        self.folder, self._again, self._device = RecordingFolder(folder), again, build.device
+        self._manifest = self.folder.manifest()
+        self.identity: dict[str, Any] = self._manifest["identity"]
+        self._taps = pair.taps(build)
+        check_same(asked_for(pair, build, options, self._taps, "reference"), self.identity, str(folder))
+        self._assumed = {n: getattr(torch, str(d)) for n, d in self.identity["native_dtypes"].items()}
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What a record keeps of the reference."""
+        found: Mapping[str, Any] = self._manifest["about"]
+        return found
+
+    @property
+    def has_tables(self) -> bool:
+        """Whether exact values of tables were known."""
+        return bool(self._manifest["has_tables"])
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The parameters and persistent buffers by key, read when asked for."""
+        return self.folder.tensors("weights")[0]
+
+    @cached_property
+    def adapter(self) -> LoraAdapter | None:
+        """The LoRA in the reference's module names."""
+        if self.identity["lora"] is None:
+            return None
+        tensors, note = self.folder.tensors("lora")
+
+        def of(path: str, scaling: float, origin: str) -> LoraTarget:
+            a, b = (tensors[f"{path}#{n}"].to(self._device) for n in "AB")
+            return LoraTarget(a, b, float(scaling), str(origin))
+
+        return LoraAdapter(note["name"], {path: of(path, *held) for path, held in note["targets"].items()})
+
+    def _draw(self, draw: DrawOf) -> Mapping[str, Any]:
+        draws = self._manifest["draws"]
+        if draw.name not in draws:
+            text = f"{self.folder.path} has no draw {draw.name!r}, it has {', '.join(draws)}"
+            raise RecordError(f"{text}\nrecord that LoRA state, variant and seed too: parity record ... --resume")
+        found: Mapping[str, Any] = draws[draw.name]
+        return found
+
+    def given(self, draw: DrawOf) -> DrawOf:
+        """Return the draw with the inputs that were recorded, which must be those the pair draws."""
+        held = self._draw(draw)
+        if not self.identity.get("from_call"):
+            check_inputs(draw, held["inputs"], str(self.folder.path))
+        inputs = placed(self.folder.inputs(draw.name), self._device)
+        return DrawOf(draw.lora, draw.seed, draw.options, inputs)
+
+    def _trace(self, draw: DrawOf, name: str) -> Trace:
+        return self.folder.stored(draw.name, name, self._device).trace()
+
+    def learn_constants(self, draw: DrawOf) -> None:
+        """Nothing: it was done when the reference was recorded."""
+
+    def baseline(self, draw: DrawOf) -> Tensor:
+        """Return the output without the LoRA."""
+        return self._trace(draw, "baseline").values[OUTPUT].low
+
+    def free(self, draw: DrawOf) -> Trace:
+        """Return the free-running pass."""
+        return self._trace(draw, "free")
+
+    def compiled(self, draw: DrawOf) -> ClassicMetrics | None:
+        """Return how the output of compiled parts compares with eager's."""
+        return metrics_from(self._draw(draw)["compiled"])
+
+    def lockstep(self, draw: DrawOf, native: Dtypes) -> LockstepPasses:
+        """Return the shadowed passes.
+
+        Raises:
+            OtherDtypes: they were recorded in lockstep with a native of other dtypes.
+        """
+        trace = self._trace(draw, "lockstep")
+        self._check_dtypes(trace, native)
+        twins = [self._trace(draw, f"twin{k}") for k in range(draw.options.twins)]
+        return LockstepPasses(trace, twins, list(self._draw(draw)["observer"]))
+
+    def as_stored(self, draw: DrawOf, native: Dtypes) -> Trace:
+        """Return the pass in which remembered tables have their stored values."""
+        return self._trace(draw, "as_stored" if self.has_tables else "lockstep")
+
+    def impacts(self, draw: DrawOf, requests: Sequence[Sequence[Nudge]]) -> list[float] | None:
+        """Propagate errors through the reference where its model can be loaded; None where it cannot."""
+        return None if self._again is None else self._again(draw, requests)
+
+    def _check_dtypes(self, trace: Trace, native: Dtypes) -> None:
+        wanted = coarser(self._taps, trace, native)
+        held = coarser(self._taps, trace, self._assumed)
+        if wanted == held:
+            return
+        name = next(n for n in (*wanted, *held) if wanted.get(n) != held.get(n))
+        theirs = str(wanted.get(name, native.get(name, trace.values[name].dtype))).removeprefix("torch.")
+        raise OtherDtypes(
+            f"{self.folder.path} was not recorded for a native that has {name} in {theirs}\n"
+            "both sides must go on from one number there: record again, for this native's dtypes",
+            wanted,
+        )
+
+
+def coarser(taps: Sequence[Tap], trace: Trace, native: Dtypes) -> dict[str, torch.dtype]:
+    """Return where, and to what, the reference must round before both sides go on."""
+    found = {}
+    for tap in taps:
+        other = native.get(tap.name)
+        if other is None or not tap.restarts or tap.native is None or tap.reference is None:
+            continue
+        mine = trace.values[tap.name].dtype
+        if mine.is_floating_point and bits(other) < bits(mine):
+            found[tap.name] = other
+    return found
+
+
+def metrics_from(held: Mapping[str, Any] | None) -> ClassicMetrics | None:
+    """Return metrics as they were recorded."""
+    if held is None:
+        return None
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in held.items()}
+    return ClassicMetrics(**fields)

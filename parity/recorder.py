@@ -1,0 +1,228 @@
+"""Recording the reference: every pass a verdict needs of it, streamed to disk, so that its model may go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parity.about import about_side
+from parity.errors import RecordError
+from parity.execution.passes import FromReference
+from parity.execution.trace import Trace
+from parity.identity import Identity, check_same, identity_of, key_of
+from parity.io.recording import RecordingFolder, digests_of
+from parity.kept import PassRecorder, Tell, check_room, output_only
+from parity.live import LiveReference
+from parity.loaded import LoadedSide, load_side, with_lora
+from parity.lora.adapter import LoraAdapter
+from parity.pair import Build, ModelPair
+from parity.stage import DrawOf, Dtypes, Options
+from parity.weights.load import tensors_of
+
+State = tuple[bool, str]
+"""LoRA on or off, and the variant of inputs."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be recorded.
+
+    Args:
+        pair: the pair. build: what is built. options: how it is run; its seed is the first draw's.
+        states: LoRA states and variants.
+        native_dtypes: taps where the native is coarser, as a native stage found.
+        inputs: inputs by variant that replace the pair's own: what entered a real pipeline's model.
+    """
+
+    pair: ModelPair
+    build: Build
+    options: Options
+    states: tuple[State, ...]
+    native_dtypes: Dtypes
+    inputs: Mapping[str, Mapping[str, Any]] | None = None
+
+    def draws(self) -> list[DrawOf]:
+        """Return every draw, in the order of the states."""
+        first, count = self.options.seed, self.options.draws or self.pair.draws
+        found = []
+        for lora, variant in self.states:
+            for seed in range(first, first + count):
+                options = replace(self.options, variant=variant)
+                found.append(DrawOf(lora, seed, options, placed(self._inputs(variant, seed), self.build.device)))
+        return found
+
+    def _inputs(self, variant: str, seed: int) -> Mapping[str, Any]:
+        if self.inputs is not None:
+            return self.inputs[variant]
+        draw = self.pair.variants[variant] if variant else self.pair.inputs
+        return draw(self.build, seed)
+
+
+def placed(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return inputs on a device."""
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+
+
+class ReferenceAtWork:
+    """The reference, loaded to be recorded or to propagate errors.
+
+    Attributes:
+        identity: what a recording made now is of.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._open = ExitStack()
+        self._open.enter_context(plan.pair.reference.around_session())
+        try:
+            self.side: LoadedSide = load_side("reference", plan.pair.reference, plan.build)
+            self.taps = plan.pair.taps(plan.build)
+            self.live = LiveReference(self.side, self.taps)
+            self.about = about_side(self.side)
+            self.adapter = self._adapter()
+            self.identity: Identity = identity_of(
+                plan.pair, plan.build, plan.options, self.taps, self.about["side"],
+                adapter=self.adapter, native_dtypes=plan.native_dtypes,
+            )  # fmt: skip
+        except BaseException:
+            self._open.close()
+            raise
+
+    def _adapter(self) -> LoraAdapter | None:
+        lora = self.plan.pair.lora
+        return None if lora is None else lora(self.plan.build, self.side.model)
+
+    def close(self) -> None:
+        """Leave what surrounds the side."""
+        self._open.close()
+
+    def impacts(self, draw: DrawOf, requests: Sequence[Any]) -> list[float]:
+        """Propagate errors through the reference in the draw's state."""
+        self.live.learn_constants(draw)
+        with ExitStack() as stack:
+            if draw.lora and self.adapter is not None:
+                stack.enter_context(with_lora(self.side, self.adapter))
+            return self.live.impacts(draw, requests)
+
+
+def record_reference(plan: Plan, folder: Path, *, resume: bool = False, tell: Tell = lambda text: None) -> Path:
+    """Record the reference's part of every draw; whole passes of an interrupted recording are kept.
+
+    Args:
+        plan: what to record.
+        folder: where.
+        resume: go on with a recording that was interrupted, or add draws to one that is complete.
+        tell: shown progress.
+
+    Raises:
+        RecordError: there is another recording, the disk is too small, or something cannot be kept.
+        ParityError: the reference cannot be loaded or run.
+    """
+    target = RecordingFolder(folder)
+    with target.writing():
+        found = target.begun()
+        if found is not None and not resume:
+            raise RecordError(f"{folder} holds a recording\ngo on with it by --resume, or choose another folder")
+        at_work = ReferenceAtWork(plan)
+        try:
+            if found is not None:
+                check_same(at_work.identity, found, str(folder))
+            return _Recording(at_work, target, tell).write()
+        finally:
+            at_work.close()
+
+
+def cached_recording(at_work: ReferenceAtWork, cache: Path, tell: Tell) -> Path:
+    """Return the folder of the reference's recording in a cache; what is missing of it is computed and added."""
+    folder = cache / at_work.plan.pair.name / key_of(at_work.identity)
+    target = RecordingFolder(folder)
+    with target.writing():
+        found = target.begun()
+        if found is not None:
+            check_same(at_work.identity, found, str(folder))
+        _Recording(at_work, target, tell).write()
+    return folder
+
+
+class _Recording:
+    """Writes what is missing of a recording."""
+
+    def __init__(self, at_work: ReferenceAtWork, target: RecordingFolder, tell: Tell) -> None:
+        self._at, self._target, self._tell = at_work, target, tell
+        self._plan, self._live = at_work.plan, at_work.live
+        self._draws = at_work.plan.draws()
+        self._passes = PassRecorder(target, at_work.live, at_work.plan.build.device, tell)
+
+    def write(self) -> Path:
+        """Write weights, LoRA, inputs and passes, and the manifest last."""
+        earlier = self._earlier()
+        if all(draw.name in earlier for draw in self._draws):
+            return self._target.path
+        self._live.learn_constants(self._draws[0])
+        missing = [d for d in self._draws if d.name not in earlier]
+        check_room(self._target, self._live, missing, tensors_of(self._at.side.model), self._tell)
+        self._target.begin(self._at.identity)
+        self._write_tensors()
+        for draw in self._draws:
+            if draw.name not in earlier:
+                earlier[draw.name] = self._write_draw(draw)
+        return self._target.finish({
+            "identity": self._at.identity,
+            "about": self._at.about,
+            "has_tables": self._live.has_tables,
+            "draws": dict(sorted(earlier.items())),
+        })  # fmt: skip
+
+    def _earlier(self) -> dict[str, Any]:
+        if not (self._target.path / "manifest.json").exists():
+            return {}
+        return dict(self._target.manifest()["draws"])
+
+    def _write_tensors(self) -> None:
+        if not self._target.has_tensors("weights"):
+            self._tell("weights")
+            self._target.write_tensors("weights", tensors_of(self._at.side.model))
+        adapter = self._at.adapter
+        if adapter is not None and not self._target.has_tensors("lora"):
+            tensors = {f"{path}#{n}": getattr(t, n) for path, t in adapter.targets.items() for n in ("A", "B")}
+            targets = {path: [t.scaling, t.scaling_from] for path, t in adapter.targets.items()}
+            self._target.write_tensors("lora", tensors, {"name": adapter.name, "targets": targets})
+
+    def _write_draw(self, draw: DrawOf) -> dict[str, Any]:
+        if not self._target.has_tensors((draw.name, "inputs")):
+            self._target.write_inputs(draw.name, draw.inputs)
+        if draw.lora:
+            self._passes.once(draw, "baseline", lambda: output_only(self._live.baseline(draw)))
+        with ExitStack() as stack:
+            if draw.lora and self._at.adapter is not None:
+                stack.enter_context(with_lora(self._at.side, self._at.adapter))
+            self._passes.once(draw, "free", lambda: self._live.free(draw), high=False)
+            trace = self._passes.once(draw, "lockstep", lambda: self._live.trace(draw, self._plan.native_dtypes))
+            for k in range(draw.options.twins):
+                twin = self._twin(draw, trace, k)
+                self._passes.once(draw, f"twin{k}", twin, low=False)
+            if self._live.has_tables:
+                self._passes.once(draw, "as_stored", lambda: self._live.as_stored(draw, self._plan.native_dtypes))
+            return self._described(draw, trace)
+
+    def _twin(self, draw: DrawOf, trace: Trace, k: int) -> Callable[[], Trace]:
+        return lambda: self._live.twin(draw, self._plan.native_dtypes, trace, k)
+
+    def _described(self, draw: DrawOf, trace: Trace) -> dict[str, Any]:
+        self._tell(f"{draw.name} observer")
+        restart = FromReference(self._plan.native_dtypes, draw.inputs)
+        compiled = self._live.compiled(draw)
+        return {
+            "lora": draw.lora,
+            "seed": draw.seed,
+            "variant": draw.options.variant,
+            "inputs": digests_of(draw.inputs),
+            "observer": self._live.observed(draw, restart, trace),
+            "compiled": None if compiled is None else asdict(compiled),
+        }

@@ -1,0 +1,113 @@
+"""Where a pair's reference comes from: resident beside the native, resident before it, or recorded elsewhere."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from parity.errors import RecordError
+from parity.io.recording import RecordingFolder
+from parity.pair import Build, ModelPair
+from parity.recorded import OtherDtypes, Recorded
+from parity.recorder import Plan, ReferenceAtWork, State, cached_recording
+from parity.stage import DrawOf, Nudge, Options
+
+
+@dataclass(frozen=True)
+class ReferenceSources:
+    """How references are had.
+
+    Args:
+        one_resident: one model at a time: the reference's passes are computed first and kept in the cache.
+        cache: folder of the cache.
+        folders: recordings made elsewhere, by pair; their models are never loaded.
+        natives: recordings of natives, by pair: then nothing is loaded, two recordings are compared.
+        propagate: computes impacts for a recording made elsewhere, in the environment it was made in.
+        tell: shown progress.
+    """
+
+    one_resident: bool = False
+    cache: Path = Path(".parity_cache")
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    natives: Mapping[str, Path] = field(default_factory=dict)
+    propagate: Callable[[ModelPair, Path, DrawOf, Sequence[Sequence[Nudge]]], list[float]] | None = None
+    tell: Callable[[str], None] = lambda text: None
+
+
+def recordings(folders: Sequence[Path]) -> dict[str, Path]:
+    """Return recordings by the pair they are of.
+
+    Raises:
+        RecordError: a folder holds no complete recording, or two are of one pair.
+    """
+    found: dict[str, Path] = {}
+    for folder in folders:
+        pair = str(RecordingFolder(folder).manifest()["identity"]["pair"])
+        if pair in found:
+            raise RecordError(f"{found[pair]} and {folder} are both recordings of {pair!r}; name one of them")
+        found[pair] = folder
+    return found
+
+
+class References:
+    """Hands out recorded references where the models are not to be resident together.
+
+    Attributes:
+        make_room: lets go of the native before the reference is loaded.
+    """
+
+    def __init__(self, sources: ReferenceSources) -> None:
+        self._sources = sources
+        self._dtypes: dict[str, dict[str, torch.dtype]] = {}
+        self.make_room: Callable[[], None] = lambda: None
+
+    def of(self, pair: ModelPair, build: Build, options: Options, states: tuple[State, ...]) -> Recorded | None:
+        """Return the recorded reference of a pair, None where both models are to be resident.
+
+        Raises:
+            RecordError: the recording is damaged, or of something else.
+            ParityError: the reference cannot be loaded or run.
+        """
+        folder = self._sources.folders.get(pair.name)
+        if folder is not None:
+            again = None if self._sources.propagate is None else partial(self._sources.propagate, pair, folder)
+            return Recorded(folder, pair, build, options, again)
+        if not self._sources.one_resident:
+            return None
+        plan = Plan(pair, build, options, states, self._dtypes.get(pair.name, {}))
+        folder = self._in_cache(plan)
+        return Recorded(folder, pair, build, options, partial(self._again, plan))
+
+    def learn(self, pair: str, error: OtherDtypes) -> None:
+        """Note the native's dtypes, for which the reference is to be recorded.
+
+        Raises:
+            OtherDtypes: the recording was made elsewhere, or was made for just these dtypes.
+        """
+        if pair in self._sources.folders or self._dtypes.get(pair) == error.native_dtypes:
+            raise error
+        self._dtypes[pair] = error.native_dtypes
+
+    def _in_cache(self, plan: Plan) -> Path:
+        at_work = ReferenceAtWork(plan)
+        try:
+            return cached_recording(at_work, self._sources.cache, self._sources.tell)
+        finally:
+            at_work.close()
+
+    def _again(self, plan: Plan, draw: DrawOf, requests: Sequence[Sequence[Nudge]]) -> list[float]:
+        """Load the reference once more, with the native gone, and propagate errors through it."""
+        self.make_room()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        at_work = ReferenceAtWork(plan)
+        try:
+            return at_work.impacts(draw, requests)
+        finally:
+            at_work.close()
