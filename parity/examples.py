@@ -100,7 +100,7 @@ class Examples:
     def _judged(self, drawn: Drawn, options: Options) -> Example:
         earlier, inputs = self._inputs(drawn)
         with self._view(drawn, earlier) as view:
-            problem = _problem(view, drawn, earlier, inputs)
+            problem = _problem(view, drawn, [*earlier, inputs])
             if problem is not None:
                 return problem
             try:
@@ -154,25 +154,34 @@ class Examples:
                 settle(one, found[0] if found else None, self._limits)
 
 
-def _problem(view: PairSession, drawn: Drawn, earlier: list[dict[str, Any]], inputs: Inputs) -> Example | None:
-    """Call both sides plainly: one may not take the input, or give something else when it is called again."""
-    repeats = []
+def _problem(view: PairSession, drawn: Drawn, calls: Sequence[Inputs]) -> Example | None:
+    """Call both sides plainly: one may not take the input, or give something else when it is called again.
+
+    Where no call leaves anything behind, later passes need not start from the beginning.
+    """
+    repeats, kept = [], False
     for side in (view.reference, view.native):
+        assert side.unused is not None
         try:
-            outputs = [_output(side, calls, inputs) for calls in (earlier, [*earlier, inputs])]
+            outputs = [_output(side, given) for given in (*calls, calls[-1])]
         except ModelFailed as error:
             first = str(error).splitlines()[0]
             return Example(drawn, refused=first) if side.label == "reference" else Example(drawn, first)
-        repeats.append(same_bits(*outputs))
+        finally:
+            kept |= side.unused.changed
+            side.unused.put_back()
+        repeats.append(same_bits(*outputs[-2:]))
     if repeats == [True, False]:
         text = "the native gives another output when the same call is repeated: a call leaves something behind"
         return Example(drawn, text)
+    for side in (view.reference, view.native) if not kept else ():
+        side.unused, side.earlier = None, ()
     return None
 
 
-def _output(side: LoadedSide, earlier: Sequence[Inputs], inputs: Inputs) -> Tensor:
-    """Return what a side gives as it was loaded, after earlier calls."""
-    return replace(side, earlier=tuple(earlier)).runner(()).run(inputs).values[OUTPUT].low
+def _output(side: LoadedSide, inputs: Inputs) -> Tensor:
+    """Return what a side gives in whatever state it is."""
+    return replace(side, earlier=None).runner(()).run(inputs).values[OUTPUT].low
 
 
 def _has_twins(example: Example) -> bool:

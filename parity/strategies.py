@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,24 +34,22 @@ def drawn_inputs(draw: Draw, space: InputSpace, lora: bool = False, earlier: boo
     """
     batch = draw(st.sampled_from(space.batch.values))
     frames = draw(st.sampled_from(space.frames.values))
-    conditioning = draw(st.integers(0, min(space.conditioning, frames - 1)))
-    # Each one a choice of its own, drawn in one place: what is left out is left out for every input of the pair.
-    return Drawn(
+    drawn = Drawn(
         batch=batch,
         frames=frames,
         height=draw(st.sampled_from(space.height.values)),
         width=draw(st.sampled_from(space.width.values)),
         text_lengths=draw(text_lengths(space, batch)),
         timesteps=draw(timesteps(space, batch, frames)),
-        conditioning=conditioning,
+        conditioning=draw(st.integers(0, min(space.conditioning, frames - 1))),
         guidance=draw(guidances(space)),
         scale=draw(st.sampled_from(scales(space))),
         outliers=draw(outlier_channels(space)),
         ranks=draw(_ranks(space)) if lora else (),
         alpha=draw(st.sampled_from(space.alphas)) if lora else Drawn.alpha,
-        before=draw(_calls_before(space)) if earlier and space.calls > 1 else (),
         seed=draw(st.integers(0, 999)),
     )
+    return replace(drawn, before=draw(calls_before(space, drawn))) if earlier and space.calls > 1 else drawn
 
 
 def text_lengths(space: InputSpace, batch: int) -> st.SearchStrategy[tuple[int, ...]]:
@@ -104,10 +102,14 @@ def _ranks(space: InputSpace) -> st.SearchStrategy[tuple[int, ...]]:
     return st.just(()) | st.lists(st.sampled_from(space.ranks), min_size=1, max_size=3).map(tuple)
 
 
-def _calls_before(space: InputSpace) -> st.SearchStrategy[tuple[Drawn, ...]]:
-    """Draw no call before the judged one, or some."""
-    one = drawn_inputs(space, earlier=False)
-    return st.just(()) | st.lists(one, min_size=1, max_size=space.calls - 1).map(tuple)
+def calls_before(space: InputSpace, drawn: Drawn) -> st.SearchStrategy[tuple[Drawn, ...]]:
+    """Draw no call before the judged one, or some: on inputs of the same sizes, as in a sampling loop, or of others."""
+    alike = st.builds(
+        lambda lengths, steps, seed: replace(drawn, text_lengths=lengths, timesteps=steps, seed=seed),
+        text_lengths(space, drawn.batch), timesteps(space, drawn.batch, drawn.frames), st.integers(1000, 1999),
+    )  # fmt: skip
+    other = drawn_inputs(space, earlier=False)
+    return st.just(()) | st.lists(alike | other, min_size=1, max_size=space.calls - 1).map(tuple)
 
 
 # --- running them -----------------------------------------------------------------------------------------------------

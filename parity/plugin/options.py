@@ -46,7 +46,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--parity-twins": {"type": _at_least(1), "default": 3, "help": "lattice twins a draw (default 3)"},
     "--parity-shadow-dtype": {"choices": sorted(_SHADOWS), "default": "float64", "help": "dtype of the shadow"},
-    "--parity-examples": {"type": _at_least(1), "default": 8, "help": "drawn inputs a pair and LoRA state (default 8)"},
+    "--parity-examples": {"type": _at_least(1), "default": 6, "help": "drawn inputs a pair and LoRA state (default 6)"},
     "--parity-profile": {
         "choices": ["ci", "local"], "default": None,
         "help": "ci draws the same inputs each time, local others (default: ci where the environment says CI)",
