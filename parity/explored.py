@@ -67,8 +67,7 @@ def explored(
                 raise UsageError(f"{session.pair.name}: not among its inputs: {problem}")
         smallest = next((drawn for drawn in only if examples.judge(drawn).wrong), None)
     else:
-        state = f"{session.pair.name}-{'lora_on' if lora else 'lora_off'}"
-        smallest = explore(space, lambda drawn, again: _seen(examples, drawn, again), profile, lora, state)
+        smallest = explore(space, lambda drawn, again: _seen(examples, drawn, again), profile, lora)
     return _told(session, examples, smallest)
 
 

@@ -6,7 +6,7 @@ Every strategy shrinks to the plainest: the smallest latent, one sample, one tim
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -94,7 +94,8 @@ def outlier_channels(space: InputSpace) -> st.SearchStrategy[tuple[int, ...]]:
     if not space.outliers:
         return st.just(())
     most = min(2, space.outliers)
-    return st.lists(st.integers(0, space.outliers - 1), max_size=most, unique=True).map(lambda c: tuple(sorted(c)))
+    some = st.lists(st.integers(0, space.outliers - 1), min_size=1, max_size=most, unique=True)
+    return st.just(()) | some.map(lambda channels: tuple(sorted(channels)))
 
 
 def _ranks(space: InputSpace) -> st.SearchStrategy[tuple[int, ...]]:
@@ -115,31 +116,49 @@ def calls_before(space: InputSpace, drawn: Drawn) -> st.SearchStrategy[tuple[Dra
 # --- running them -----------------------------------------------------------------------------------------------------
 
 
+ROUND = 10
+"""Inputs drawn in one go: after as many hypothesis begins to vary what it had, where drawing anew shows more."""
+CLIMBS_FROM = 40
+"""From so many inputs on, half of them climb towards large numbers."""
+
+
 @dataclass(frozen=True)
 class Profile:
     """How inputs are chosen.
 
     Args:
         examples: inputs that are run, besides those that make a failing one smaller.
-        name: "local" draws others each time and begins with what failed before; "ci" draws the same each time.
-        seed: makes a local run repeatable; None: another each time.
+        name: "local" draws from `seed` and begins with what failed before, "ci" draws the same inputs each time.
+        seed: of a local run.
+        remembers: whether a local run keeps what fails, and begins with it.
         shrinks: inputs that are run to make a failing one smaller.
     """
 
-    examples: int = 5
+    examples: int = 6
     name: ProfileName = "local"
-    seed: int | None = None
+    seed: int = 0
+    remembers: bool = False
     shrinks: int = 60
 
-    def settings(self, key: str = "") -> settings:
-        """Return hypothesis' own settings; `key` tells apart what failed before."""
-        repeatable = self.name == "ci" or self.seed is not None
-        kept = None if repeatable or not key else DirectoryBasedExampleDatabase(Path(".hypothesis", "parity", key))
+    def rounds(self) -> Iterator[tuple[int, settings]]:
+        """Yield the seed and hypothesis' own settings of each round."""
+        first = 0 if self.name == "ci" else self.seed
+        drawn = self.examples // 2 if self.examples >= CLIMBS_FROM else self.examples
+        for number, start in enumerate(range(0, drawn, ROUND)):
+            yield first * 1000 + number, self._settings(min(ROUND, drawn - start))
+        if drawn < self.examples:
+            yield first * 1000 + 999, self._settings(self.examples - drawn, Phase.target)
+
+    def _settings(self, examples: int, *more: Phase) -> settings:
+        database = DirectoryBasedExampleDatabase(_REMEMBERED) if self.name == "local" and self.remembers else None
         return settings(
-            max_examples=self.examples, derandomize=self.name == "ci", deadline=None, print_blob=False,
+            max_examples=examples, derandomize=self.name == "ci", deadline=None, print_blob=False, database=database,
             report_multiple_bugs=False, verbosity=Verbosity.quiet, suppress_health_check=list(HealthCheck),
-            phases=[Phase.reuse, Phase.generate, Phase.target, Phase.shrink], database=kept,
+            phases=[Phase.reuse, Phase.generate, Phase.shrink, *more],
         )  # fmt: skip
+
+
+_REMEMBERED = Path(".hypothesis", "parity")
 
 
 def default_profile() -> ProfileName:
@@ -159,8 +178,9 @@ class _Found(Exception):
     """An input fails."""
 
 
-def explore(space: InputSpace, check: Callable[[Drawn, bool], Seen], profile: Profile, lora: bool = False,
-            key: str = "") -> Drawn | None:  # fmt: skip
+def explore(
+    space: InputSpace, check: Callable[[Drawn, bool], Seen], profile: Profile, lora: bool = False
+) -> Drawn | None:
     """Draw inputs, climb towards large numbers, and return the smallest input found to fail, None where none does.
 
     Args:
@@ -168,21 +188,20 @@ def explore(space: InputSpace, check: Callable[[Drawn, bool], Seen], profile: Pr
         check: runs an input; told whether an earlier one has failed already, so that this one only makes it smaller.
         profile: how many, and how they are chosen.
         lora: whether the adapter varies too.
-        key: what is explored, for the database of what failed before.
     """
     search = _Search(check, profile.shrinks)
+    for start, chosen in profile.rounds():
 
-    @profile.settings(key)
-    @given(drawn_inputs(space, lora))
-    def run(drawn: Drawn) -> None:
-        search(drawn)
+        @seed(start)
+        @chosen
+        @given(drawn_inputs(space, lora))
+        def run(drawn: Drawn) -> None:
+            search(drawn)
 
-    if profile.seed is not None and profile.name == "local":
-        run = seed(profile.seed)(run)
-    try:
-        run()
-    except (_Found, Flaky):
-        return search.smallest
+        try:
+            run()
+        except (_Found, Flaky):
+            return search.smallest
     return None
 
 

@@ -84,15 +84,16 @@ class _DrawnCheck(_Check):
 
         option = self._config.getoption
         name = option("--parity-profile") or default_profile()
-        seed = None if name == "ci" else option("--parity-seed") or secrets.randbelow(10**6) + 1
-        return Profile(option("--parity-examples"), name, seed)
+        seed = option("--parity-seed")
+        return Profile(option("--parity-examples"), name, seed or secrets.randbelow(10**6) + 1, remembers=not seed)
 
     def _repeated(self, profile: Profile, only: Any) -> str:
         """Word what draws the same inputs again."""
         if only:
             return "".join(f" --parity-drawn={shlex.quote(repr(d))}" for d in only)
         given = self._rerun()
-        words = [f" --parity-profile={profile.name}", f" --parity-seed={profile.seed}" if profile.seed else ""]
+        words = [f" --parity-profile={profile.name}"]
+        words += [f" --parity-seed={profile.seed}"] if profile.name == "local" else []
         return "".join(word for word in words if word.split("=")[0].strip() not in given)
 
     def _end(self, case: ParityCase, found: Explored, repeated: str) -> None:
