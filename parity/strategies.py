@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.database import DirectoryBasedExampleDatabase
 from hypothesis.errors import Flaky
 
-from parity.space import Drawn, InputSpace
+from parity.errors import UsageError
+from parity.space import Drawn, InputSpace, outside, parse_drawn
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 ProfileName = Literal["local", "ci"]
@@ -128,16 +129,16 @@ class Profile:
 
     Args:
         examples: inputs that are run, besides those that make a failing one smaller.
-        name: "local" draws from `seed` and begins with what failed before, "ci" draws the same inputs each time.
+        name: "local" draws from `seed`, "ci" draws the same inputs each time.
         seed: of a local run.
-        remembers: whether a local run keeps what fails, and begins with it.
+        remembers: a name under which a local run keeps what failed, to begin with it the next time; "" for none.
         shrinks: inputs that are run to make a failing one smaller.
     """
 
     examples: int = 6
     name: ProfileName = "local"
     seed: int = 0
-    remembers: bool = False
+    remembers: str = ""
     shrinks: int = 60
 
     def rounds(self) -> Iterator[tuple[int, settings]]:
@@ -150,15 +151,40 @@ class Profile:
             yield first * 1000 + 999, self._settings(self.examples - drawn, Phase.target)
 
     def _settings(self, examples: int, *more: Phase) -> settings:
-        database = DirectoryBasedExampleDatabase(_REMEMBERED) if self.name == "local" and self.remembers else None
         return settings(
-            max_examples=examples, derandomize=self.name == "ci", deadline=None, print_blob=False, database=database,
+            max_examples=examples, derandomize=self.name == "ci", deadline=None, print_blob=False, database=None,
             report_multiple_bugs=False, verbosity=Verbosity.quiet, suppress_health_check=list(HealthCheck),
-            phases=[Phase.reuse, Phase.generate, Phase.shrink, *more],
+            phases=[Phase.generate, Phase.shrink, *more],
         )  # fmt: skip
 
 
-_REMEMBERED = Path(".hypothesis", "parity")
+class _Memory:
+    """What failed before, as hypothesis keeps its examples: readable, and good for other strategies too."""
+
+    def __init__(self, profile: Profile) -> None:
+        self._on = bool(profile.remembers) and profile.name == "local"
+        self._key = profile.remembers.encode()
+        self._database = DirectoryBasedExampleDatabase(Path(".hypothesis", "parity"))
+
+    def inputs(self, space: InputSpace) -> list[Drawn]:
+        """Return the inputs of this space that are kept."""
+        texts = sorted(self._database.fetch(self._key)) if self._on else []
+        return [drawn for text in texts if (drawn := _read(text)) is not None and outside(space, drawn) is None]
+
+    def keep(self, drawn: Drawn) -> None:
+        if self._on:
+            self._database.save(self._key, repr(drawn).encode())
+
+    def drop(self, drawn: Drawn) -> None:
+        self._database.delete(self._key, repr(drawn).encode())
+
+
+def _read(text: bytes) -> Drawn | None:
+    """Read what was kept, None where it is of another version."""
+    try:
+        return parse_drawn(text.decode(errors="replace"))
+    except UsageError:
+        return None
 
 
 def default_profile() -> ProfileName:
@@ -178,6 +204,10 @@ class _Found(Exception):
     """An input fails."""
 
 
+class _Enough(BaseException):
+    """Ends a run at once, as an interrupt would: what was found is small enough."""
+
+
 def explore(
     space: InputSpace, check: Callable[[Drawn, bool], Seen], profile: Profile, lora: bool = False
 ) -> Drawn | None:
@@ -189,7 +219,18 @@ def explore(
         profile: how many, and how they are chosen.
         lora: whether the adapter varies too.
     """
-    search = _Search(check, profile.shrinks)
+    search, memory = _Search(check, profile.shrinks), _Memory(profile)
+    for drawn in memory.inputs(space):
+        if check(drawn, False).fails:
+            return drawn
+        memory.drop(drawn)
+    found = _drawn_in_rounds(space, search, profile, lora)
+    if found is not None:
+        memory.keep(found)
+    return found
+
+
+def _drawn_in_rounds(space: InputSpace, search: _Search, profile: Profile, lora: bool) -> Drawn | None:
     for start, chosen in profile.rounds():
 
         @seed(start)
@@ -200,7 +241,7 @@ def explore(
 
         try:
             run()
-        except (_Found, Flaky):
+        except (_Found, _Enough, Flaky):
             return search.smallest
     return None
 
@@ -219,7 +260,7 @@ class _Search:
             if self.smallest is not None:
                 self._left -= 1
             if self._left < 0:
-                return  # as if it passed: hypothesis then keeps the smallest so far
+                raise _Enough
             self._seen[drawn] = self._check(drawn, self.smallest is not None)
         seen = self._seen[drawn]
         for label, value in seen.targets.items():

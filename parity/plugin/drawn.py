@@ -70,7 +70,7 @@ class _DrawnCheck(_Check):
     def __call__(self, case: ParityCase) -> None:
         from parity.explored import explored
 
-        session, profile = self._session(case), self._profile()
+        session, profile = self._session(case), self._profile(case)
         only = drawn_given(self._config)
         try:
             found = explored(session, case.lora, self._engine.settings.options, profile, only)
@@ -79,22 +79,22 @@ class _DrawnCheck(_Check):
         self._node.user_properties.append(("parity_drawn", json.dumps([repr(e.drawn) for e in found.examples])))
         self._end(case, found, self._repeated(profile, only))
 
-    def _profile(self) -> Profile:
+    def _profile(self, case: ParityCase) -> Profile:
         from parity.strategies import Profile, default_profile
 
         option = self._config.getoption
         name = option("--parity-profile") or default_profile()
         seed = option("--parity-seed")
-        return Profile(option("--parity-examples"), name, seed or secrets.randbelow(10**6) + 1, remembers=not seed)
+        remembers = "" if seed else case.id
+        return Profile(option("--parity-examples"), name, seed or secrets.randbelow(10**6) + 1, remembers)
 
     def _repeated(self, profile: Profile, only: Any) -> str:
         """Word what draws the same inputs again."""
         if only:
             return "".join(f" --parity-drawn={shlex.quote(repr(d))}" for d in only)
-        given = self._rerun()
-        words = [f" --parity-profile={profile.name}"]
-        words += [f" --parity-seed={profile.seed}"] if profile.name == "local" else []
-        return "".join(word for word in words if word.split("=")[0].strip() not in given)
+        told = profile.name == "ci" or self._config.getoption("--parity-seed")
+        seeded = "" if told else f" --parity-seed={profile.seed}"
+        return f" --parity-profile={profile.name} --parity-examples={profile.examples}{seeded}"
 
     def _end(self, case: ParityCase, found: Explored, repeated: str) -> None:
         if (e := found.failing) is not None:

@@ -58,8 +58,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-_UNTOLD = ("--parity-require", "--parity-report", "--parity-drawn")
-"""What a rerun of one case does not need; drawn inputs are told by the case they belong to."""
+_UNTOLD = ("--parity-require", "--parity-report", "--parity-drawn", "--parity-examples", "--parity-profile")
+"""What a rerun of one case does not need; how inputs are drawn is told by the cases that draw."""
 
 
 def add_options(parser: pytest.Parser) -> None:
