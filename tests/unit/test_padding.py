@@ -15,6 +15,7 @@ from fixtures.shadowed import distance, draw, engine
 from parity.errors import TapError
 from parity.execution.passes import OUTPUT, FromReference, Runner
 from parity.execution.tap import Point, Tap
+from parity.numerics.evidence import Measured, measure
 
 VALID = torch.tensor([[True] * 4 + [False] * 2, [True] * 6])
 Mask = Callable[[dict[str, Any]], Tensor]
@@ -85,3 +86,24 @@ def test_more_calls_than_in_the_plain_pass_are_an_error() -> None:
     runner = Runner("native", Rows(), lambda m, i: m(torch.cat([i["x"], i["x"]])), lambda out: out, [tapped])
     with pytest.raises(TapError, match="the native reached it 3 times, 2 in its plain pass"):
         runner.run({"x": X}, restart)
+
+
+@pytest.mark.parametrize("name", ["per token", "per element"])
+def test_padding_of_several_calls_is_each_calls_own(name: str) -> None:
+    mask, value = MASKS[name], draw(2, 6, 4, seed=5)
+    tapped = Tap("fc1", Point("fc1", call="all"), Point("fc1", call="all"), valid=lambda inputs: inputs["mask"])
+    plain = run("native", Rows(), [tapped], shadow=False, mask=mask)
+    trace = run("native", Rows(), [tapped], from_trace({"fc1": value}, plain, mask=mask), mask=mask)
+    keep, own = ~VALID[..., None].expand(2, 6, 4), F.linear(X, W)
+    assert torch.equal(trace.values[OUTPUT].low, F.linear(torch.where(keep, own, value), W))
+
+    rounding = FromReference({"fc1": torch.float16}, {"x": X, "mask": mask})
+    rows = run("reference", Rows(), [tapped], rounding, mask=mask)
+    whole = run("reference", Side(), [tapped], rounding, mask=mask)
+    assert torch.equal(high_of(rows), high_of(whole))
+
+
+def test_text_without_a_token_is_measured_as_nothing() -> None:
+    values = [draw(2, 6, 4, seed=seed) for seed in range(2)]
+    found = measure(Measured(*values, *(v.double() for v in values), valid=torch.zeros(2, 6, 1, dtype=torch.bool)))
+    assert (found.rows, found.excluded, found.logic_error) == (0, 0, 0.0)

@@ -144,7 +144,15 @@ def scalars(x: Tensor, w: Tensor) -> Tensor:
     return torch.lerp(torch.add(h, x, alpha=0.3), x, 0.2).clamp(-0.77, 3.3).clamp_min(-0.3)
 
 
-INGOING = cases(exact_item, branch, shapes_from_numbers, literals, integer_tables, scalars)
+def whole_numbers_written(x: Tensor, w: Tensor) -> Tensor:
+    h = F.linear(x, w) * 0.3
+    h[:, :1] = 0
+    h[1, 2:4] = 3
+    h[0, 5] = True
+    return h * 0.7
+
+
+INGOING = cases(exact_item, branch, shapes_from_numbers, literals, integer_tables, scalars, whole_numbers_written)
 
 
 @pytest.mark.parametrize("program", INGOING)

@@ -314,3 +314,12 @@ def test_the_number_shown_is_outside_the_limit_shown(how: str, ratio: float) -> 
     assert shown is not None, reason
     value, limit = float(shown[1]), float(shown[2])
     assert (value > limit) if ratio > 1 else (value < limit)
+
+
+def test_tap_whose_rows_are_all_padding_is_not_judged() -> None:
+    found = evidence(rows=0, excluded=0, bit_exact=True)
+    judged = judge([facts("caption_embed")], [{"caption_embed": found}], LIMITS)["caption_embed"]
+    assert judged.cls is NOT
+    assert judged.reasons == ["all is padding in these inputs"]
+    pooled = judge([facts("caption_embed")], [{"caption_embed": found}, {"caption_embed": evidence()}], LIMITS)
+    assert pooled["caption_embed"].cls is SAME
