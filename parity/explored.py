@@ -51,7 +51,7 @@ def explored(
     Args:
         session: both models.
         lora: the LoRA state.
-        options: how an input is run; one twin each is enough, as inputs are pooled.
+        options: how an input is run; one twin each is enough, as inputs are pooled. Without any, logic alone is judged.
         profile: how many, and how they are chosen.
         only: these, and nothing drawn.
 
@@ -60,7 +60,7 @@ def explored(
     """
     assert session.pair.space is not None
     space = session.pair.space(session.build)
-    examples = Examples(session, lora, replace(options, twins=1))
+    examples = Examples(session, lora, replace(options, twins=min(options.twins, 1)))
     if only:
         for drawn in only:
             if (problem := outside(space, drawn)) is not None:

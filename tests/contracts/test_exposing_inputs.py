@@ -59,7 +59,7 @@ def test_default_inputs_cannot_show_it(opened_pair: Open, plant: Exposed) -> Non
 
 @pytest.mark.parametrize("plant", EXPOSED.values(), ids=lambda plant: plant.name)
 def test_drawn_inputs_show_it(opened_pair: Open, plant: Exposed) -> None:
-    found = explored(opened_pair(plant.apply(PAIR)), plant.lora, Options(), PROFILE)
+    found = explored(opened_pair(plant.apply(PAIR)), plant.lora, LOGIC_ONLY, PROFILE)
     assert found.failing is not None
     assert plant.needs(found.failing.drawn)
 
@@ -71,8 +71,8 @@ def test_at_least_ten_of_different_bugs() -> None:
 
 @pytest.mark.parametrize("lora", [False, True], ids=["lora_off", "lora_on"])
 def test_healthy_pair_is_right_on_the_same_inputs(opened_pair: Open, lora: bool) -> None:
-    found = explored(opened_pair(PAIR), lora, Options(), replace(PROFILE, examples=10))
-    assert right(found) == 10
+    found = explored(opened_pair(PAIR), lora, Options(), replace(PROFILE, examples=6))
+    assert right(found) == len(found.examples) >= 5
     assert found.imprecise == []
     assert found.blind == []
 
@@ -83,7 +83,7 @@ def right(found: Explored) -> int:
 
 def test_failing_input_shrinks_to_the_smallest_latent(opened_pair: Open) -> None:
     profile = replace(PROFILE, shrinks=60)
-    found = explored(opened_pair(EXPOSED["clean_timestep"].apply(PAIR)), False, Options(), profile)
+    found = explored(opened_pair(EXPOSED["clean_timestep"].apply(PAIR)), False, LOGIC_ONLY, profile)
     assert found.failing is not None
     smallest = found.failing.drawn
     assert (smallest.batch, smallest.frames, smallest.height, smallest.width) == (1, 2, 2, 2)
