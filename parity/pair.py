@@ -64,6 +64,8 @@ class Side:
         around_session: what surrounds a session (environment before import, process group).
         apply_lora: puts an adapter (in this side's own module names) on the model while the context is open.
             None: the unmerged default of `parity.lora.apply`.
+        from_call: from the arguments of a call of the model's `forward`, by name, to the pair's inputs; only needed to
+            take inputs from a running pipeline.
         substitutes: what stands in for third-party parts that are not here, as of now; shown in every report.
     """
 
@@ -76,6 +78,7 @@ class Side:
     around_session: Callable[[], AbstractContextManager[Any]] = nullcontext
     apply_lora: Callable[[nn.Module, LoraAdapter], AbstractContextManager[Any]] | None = None
     substitutes: Callable[[], list[str]] = list
+    from_call: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)

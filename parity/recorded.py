@@ -36,6 +36,7 @@ class OtherDtypes(RecordError):
     def __init__(self, text: str, native_dtypes: dict[str, torch.dtype]) -> None:
         super().__init__(text)
         self.native_dtypes = native_dtypes
+        self.details = {"native_dtypes": {n: str(d).removeprefix("torch.") for n, d in native_dtypes.items()}}
 
 
 class Recorded:
@@ -153,7 +154,8 @@ class Recorded:
         theirs = str(wanted.get(name, native.get(name, trace.values[name].dtype))).removeprefix("torch.")
         raise OtherDtypes(
             f"{self.folder.path} was not recorded for a native that has {name} in {theirs}\n"
-            "both sides must go on from one number there: record again, for this native's dtypes",
+            "both sides must go on from one number there; record the reference again, in its environment, with\n"
+            + _as_options(self._taps, wanted),
             wanted,
         )
 
@@ -169,6 +171,17 @@ def coarser(taps: Sequence[Tap], trace: Trace, native: Dtypes) -> dict[str, torc
         if mine.is_floating_point and bits(other) < bits(mine):
             found[tap.name] = other
     return found
+
+
+def _as_options(taps: Sequence[Tap], dtypes: Mapping[str, torch.dtype]) -> str:
+    """Word dtypes as options of `parity record`, by kind of tap where all of a kind agree."""
+    kinds = {t.kind: {dtypes.get(o.name) for o in taps if o.kind == t.kind} for t in taps}
+    words = {}
+    for tap in taps:
+        if tap.name in dtypes:
+            name = tap.kind if len(kinds[tap.kind]) == 1 else tap.name
+            words[name] = f"--native-dtype {name}={str(dtypes[tap.name]).removeprefix('torch.')}"
+    return " ".join(words.values()) or "no --native-dtype"
 
 
 def metrics_from(held: Mapping[str, Any] | None) -> ClassicMetrics | None:

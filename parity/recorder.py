@@ -90,6 +90,8 @@ class ReferenceAtWork:
                 plan.pair, plan.build, plan.options, self.taps, self.about["side"],
                 adapter=self.adapter, native_dtypes=plan.native_dtypes,
             )  # fmt: skip
+            if plan.inputs is not None:
+                self.identity["from_call"] = True
         except BaseException:
             self._open.close()
             raise

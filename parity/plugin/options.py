@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from parity.discover import choose, discover
 from parity.engine import Settings
 from parity.errors import UsageError
 from parity.pair import ModelPair
+from parity.propagation import Interpreter, propagate
+from parity.references import ReferenceSources, recordings
 from parity.run import Options
 
 _SHADOWS = {"float64": torch.float64, "float32": torch.float32}
@@ -45,6 +48,19 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--parity-twins": {"type": _at_least(1), "default": 3, "help": "lattice twins a draw (default 3)"},
     "--parity-shadow-dtype": {"choices": sorted(_SHADOWS), "default": "float64", "help": "dtype of the shadow"},
+    "--parity-residency": {
+        "choices": ["auto", "one", "together"], "default": "auto",
+        "help": "models in memory: one at a time (auto: on a GPU), or both together",
+    },
+    "--parity-cache": {
+        "default": ".parity_cache", "metavar": "DIR", "help": "where recorded references are kept, one at a time",
+    },
+    "--parity-reference": {
+        "action": "append", "default": [], "metavar": "DIR", "help": "the reference's recording, made elsewhere",
+    },
+    "--parity-reference-python": {
+        "default": None, "metavar": "PYTHON", "help": "interpreter a recorded reference lives in, to compute impacts",
+    },
     "--parity-report": {"default": "reports", "metavar": "DIR", "help": "where the record is written"},
 }  # fmt: skip
 
@@ -96,6 +112,25 @@ def settings_of(config: pytest.Config) -> Settings:
             twins=option("--parity-twins"),
             shadow_dtype=_SHADOWS[option("--parity-shadow-dtype")],
         ),
+        sources=_sources(config),
+    )
+
+
+def _sources(config: pytest.Config) -> ReferenceSources:
+    """Return how references are had.
+
+    Raises:
+        RecordError: a recording is not usable.
+        UsageError: there is no such device.
+    """
+    option = config.getoption
+    residency, python = option("--parity-residency"), option("--parity-reference-python")
+    here = Interpreter(python, tuple(Path(p) for p in option("--parity-pairs"))) if python else None
+    return ReferenceSources(
+        one_resident=residency == "one" or (residency == "auto" and _device(config).type != "cpu"),
+        cache=config.rootpath / option("--parity-cache"),
+        folders=recordings([Path(folder) for folder in option("--parity-reference")]),
+        propagate=None if here is None else partial(propagate, here),
     )
 
 
@@ -113,6 +148,6 @@ def given(config: pytest.Config) -> str:
     words = []
     for flag, how in _OPTIONS.items():
         value = config.getoption(flag)
-        if value != how["default"] and flag not in ("--parity-require", "--parity-report"):
+        if value != how["default"] and flag not in ("--parity-require", "--parity-report", "--parity-cache"):
             words += [f"{flag}={shlex.quote(str(v))}" for v in (value if isinstance(value, list) else [value])]
     return "".join(f" {word}" for word in words)
