@@ -19,9 +19,9 @@ from parity.identity import asked_for, check_inputs, check_same
 from parity.io.recording import RecordingFolder
 from parity.lora.adapter import LoraAdapter, LoraTarget
 from parity.numerics.metrics import ClassicMetrics
-from parity.pair import Build, ModelPair
+from parity.pair import Build, ModelPair, in_variant
 from parity.recorder import placed
-from parity.stage import DrawOf, Dtypes, LockstepPasses, Nudge, Options
+from parity.stage import Compiled, DrawOf, Dtypes, LockstepPasses, Nudge, Options
 
 Propagate = Callable[[DrawOf, Sequence[Sequence[Nudge]]], "list[float] | None"]
 
@@ -59,8 +59,8 @@ class Recorded:
         self.folder, self._again, self._device = RecordingFolder(folder), again, build.device
         self._manifest = self.folder.manifest()
         self.identity: dict[str, Any] = self._manifest["identity"]
-        self._taps = pair.taps(build)
-        check_same(asked_for(pair, build, options, self._taps, "reference"), self.identity, str(folder))
+        self._pair, self._build = pair, build
+        check_same(asked_for(pair, build, options, pair.taps(build), "reference"), self.identity, str(folder))
         self._assumed = {n: getattr(torch, str(d)) for n, d in self.identity["native_dtypes"].items()}
 
     @property
@@ -122,9 +122,9 @@ class Recorded:
         """Return the free-running pass."""
         return self._trace(draw, "free")
 
-    def compiled(self, draw: DrawOf) -> ClassicMetrics | None:
+    def compiled(self, draw: DrawOf) -> Compiled | None:
         """Return how the output of compiled parts compares with eager's."""
-        return metrics_from(self._draw(draw)["compiled"])
+        return compiled_from(self._draw(draw)["compiled"])
 
     def lockstep(self, draw: DrawOf, native: Dtypes) -> LockstepPasses:
         """Return the shadowed passes.
@@ -133,7 +133,7 @@ class Recorded:
             OtherDtypes: they were recorded in lockstep with a native of other dtypes.
         """
         trace = self._trace(draw, "lockstep")
-        self._check_dtypes(trace, native)
+        self._check_dtypes(in_variant(self._pair, draw.options.variant).taps(self._build), trace, native)
         twins = [self._trace(draw, f"twin{k}") for k in range(draw.options.twins)]
         return LockstepPasses(trace, twins, list(self._draw(draw)["observer"]))
 
@@ -145,9 +145,9 @@ class Recorded:
         """Propagate errors through the reference where its model can be loaded; None where it cannot."""
         return None if self._again is None else self._again(draw, requests)
 
-    def _check_dtypes(self, trace: Trace, native: Dtypes) -> None:
-        wanted = coarser(self._taps, trace, native)
-        held = coarser(self._taps, trace, self._assumed)
+    def _check_dtypes(self, taps: Sequence[Tap], trace: Trace, native: Dtypes) -> None:
+        wanted = coarser(taps, trace, native)
+        held = coarser(taps, trace, self._assumed)
         if wanted == held:
             return
         name = next(n for n in (*wanted, *held) if wanted.get(n) != held.get(n))
@@ -155,7 +155,7 @@ class Recorded:
         raise OtherDtypes(
             f"{self.folder.path} was not recorded for a native that has {name} in {theirs}\n"
             "both sides must go on from one number there; record the reference again, in its environment, with\n"
-            + _as_options(self._taps, wanted),
+            + _as_options(taps, wanted),
             wanted,
         )
 
@@ -184,9 +184,9 @@ def _as_options(taps: Sequence[Tap], dtypes: Mapping[str, torch.dtype]) -> str:
     return " ".join(words.values()) or "no --native-dtype"
 
 
-def metrics_from(held: Mapping[str, Any] | None) -> ClassicMetrics | None:
-    """Return metrics as they were recorded."""
+def compiled_from(held: Mapping[str, Any] | None) -> Compiled | None:
+    """Return the comparison of compiled and eager as it was recorded."""
     if held is None:
         return None
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in held.items()}
-    return ClassicMetrics(**fields)
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in held["metrics"].items()}
+    return Compiled(ClassicMetrics(**fields), float(held["excess"]))

@@ -33,7 +33,7 @@ from parity.engine import Settings
 from parity.errors import UsageError
 from parity.inventory import find_project
 from parity.native_recorder import record_native
-from parity.pair import ModelPair
+from parity.pair import ModelPair, variants_of
 from parity.propagation import answer
 from parity.recorded import Recorded
 from parity.recorder import Plan, record_reference
@@ -85,7 +85,7 @@ def record(
         options = Options(seed=seed, draws=draws, twins=twins)
         settings = Settings(dtype_named(dtype), size_named(chosen, size), device_named(device or "auto"), options)
         build = settings.build(chosen)
-        variants = ("", *chosen.variants) if from_call is None else ("",)
+        variants = variants_of(chosen) if from_call is None else ("",)
         states = tuple((on, variant) for on in lora_states(chosen, lora) for variant in variants)
         coarser = _native_dtypes(chosen, {t.name: t.kind for t in chosen.taps(build)}, native_dtype or [])
         plan = Plan(chosen, build, options, states, coarser)
