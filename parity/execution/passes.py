@@ -150,16 +150,14 @@ class _Recorder:
         new = self.restart(tap, value, number)
         going_on = value if new is None else new
         if self.shadow is not None and high is not None:
-            kept = self._kept(tap)
-            self.shadow.assign(going_on, going_on if kept is None else torch.where(kept(value), high, going_on))
+            kept = self._kept(tap, value)
+            self.shadow.assign(going_on, going_on if kept is None else torch.where(kept, high, going_on))
         return new
 
-    def _kept(self, tap: Tap) -> Callable[[Tensor], Tensor] | None:
-        """Return the mask of what keeps the side's own value (padding), for a value of this side."""
+    def _kept(self, tap: Tap, value: Tensor) -> Tensor | None:
+        """Return the mask of what keeps the side's own value (padding) in the call that was restarted last."""
         mask: Callable[[Tap, Tensor], Tensor | None] | None = getattr(self.restart, "kept", None)
-        if mask is None:
-            return None
-        return (lambda value: mask(tap, value)) if tap.valid is not None else None  # type: ignore[return-value]
+        return None if mask is None or tap.valid is None else mask(tap, value)
 
     def trace(self, out: Tensor) -> Trace:
         """Close the pass with the final output."""
@@ -187,6 +185,7 @@ class FromReference:
 
     coarser: Mapping[str, torch.dtype]
     inputs: Inputs
+    _rows: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def wants(self, tap: Tap) -> bool:
         """Say whether the native has the tap: where one side cannot restart, neither does."""
@@ -194,6 +193,8 @@ class FromReference:
 
     def __call__(self, tap: Tap, value: Tensor, number: int) -> Tensor | None:
         """Round to the native's dtype where that is coarser; else go on as it is."""
+        start = self._rows.get(tap.name, (0, 0))[1]
+        self._rows[tap.name] = start, start + (value.shape[0] if value.dim() else 1)
         other = self.coarser.get(tap.name)
         floats = other is not None and other.is_floating_point and value.is_floating_point()
         if other is None or not floats or bits(other) >= bits(value.dtype):
@@ -203,8 +204,14 @@ class FromReference:
         return rounded if kept is None else torch.where(kept, value, rounded)
 
     def kept(self, tap: Tap, value: Tensor) -> Tensor | None:
-        """Mask what is padding in the reference's layout."""
-        return None if tap.valid is None else ~mask_of(tap, self.inputs, value)
+        """Mask what is padding in the reference's layout, of several calls in the one at hand."""
+        if tap.valid is None:
+            return None
+        mask = tap.valid(self.inputs)
+        start, stop = self._rows[tap.name]
+        if value.dim() > 1 and mask.dim() >= value.dim() - 1 and mask.shape[0] > value.shape[0]:
+            mask = mask[start:stop]
+        return ~broadcast_mask(mask, value)
 
 
 @dataclass(frozen=True)
@@ -236,6 +243,7 @@ class FromTrace:
     shapes: Mapping[str, tuple[torch.Size, tuple[int, ...]]]
     inputs: Inputs
     _cache: dict[str, list[Tensor]] = field(default_factory=dict)
+    _number: dict[str, int] = field(default_factory=dict)
 
     def wants(self, tap: Tap) -> bool:
         """Say whether the reference has the tap: where one side cannot restart, neither does."""
@@ -245,6 +253,7 @@ class FromTrace:
         """Return the reference's value for this call; padding keeps the native's own."""
         if tap.name not in self.values or tap.layout.backward is None:
             return None
+        self._number[tap.name] = number
         new = self._part(tap, number).to(value.dtype)
         if new.shape != value.shape:
             given = f"the layout {tap.layout.name!r} gives {tuple(new.shape)}"
@@ -270,16 +279,23 @@ class FromTrace:
         return part
 
     def kept(self, tap: Tap, value: Tensor) -> Tensor | None:
-        """Mask what is padding, in the native's layout."""
+        """Mask what is padding, in the native's layout, of several calls in the one at hand."""
         if tap.valid is None or tap.layout.backward is None:
             return None
         like = self.values[tap.name]
+        shape, parts = self.shapes[tap.name]
         mask = ~mask_of(tap, self.inputs, like)
-        return tap.layout.backward(mask.expand(like.shape).to(like.dtype), value.shape) > 0.5
+        whole = tap.layout.backward(mask.expand(like.shape).to(like.dtype), shape) > 0.5
+        return torch.split(whole, list(parts))[self._number[tap.name]] if len(parts) > 1 else whole
 
 
 def mask_of(tap: Tap, inputs: Inputs, value: Tensor) -> Tensor:
     """Return the mask of valid elements, broadcast to the reference value's shape."""
     assert tap.valid is not None
-    mask = tap.valid(inputs).to(value.device)
+    return broadcast_mask(tap.valid(inputs), value)
+
+
+def broadcast_mask(mask: Tensor, value: Tensor) -> Tensor:
+    """Bring a mask to a value's device and number of dims."""
+    mask = mask.to(value.device)
     return mask if mask.dim() == value.dim() else mask.expand(value.shape[:-1]).unsqueeze(-1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fixtures.lockstep import LAYOUTS, Linear, Side, W, X, from_trace, high_of, run, tap
-from fixtures.shadowed import distance, draw, engine
+from fixtures.shadowed import distance, draw
 from parity.errors import TapError
 from parity.execution.passes import OUTPUT, FromReference, Runner
 from parity.execution.tap import Point, Tap
@@ -65,7 +65,7 @@ class Rows(nn.Module):
         return out
 
 
-@pytest.mark.parametrize("masked", [False, pytest.param(True, marks=engine("a mask does not fit one of many calls"))])
+@pytest.mark.parametrize("masked", [False, True])
 def test_each_call_goes_on_from_its_own_part(masked: bool) -> None:
     tapped = Tap("fc1", Point("fc1"), Point("fc1", call="all"), valid=(lambda i: VALID) if masked else None)
     value = draw(2, 6, 4, seed=5)
