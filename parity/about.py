@@ -18,7 +18,7 @@ from parity.execution.tap import Tap
 from parity.io.hashing import hash_weights
 from parity.io.sources import check_imported_from, describe_source
 from parity.loaded import LoadedSide
-from parity.pair import Side
+from parity.pair import Build, ModelPair, Side, in_variant, variants_of
 from parity.session import PairSession, weight_differences
 from parity.weights.load import WeightComparison, tensors_of
 
@@ -61,8 +61,8 @@ def about(session: PairSession) -> About:
     native = about_side(session.native)
     check_taps(session)
     wrong = [w for w in session.weights.values() if w.differs]
-    taps = {t.name: place_of(n, t, wrong) for n, t in enumerate(session.taps) if t.reference and t.native}
-    return About(_record(session, reference, native), taps, dict(session.pair.known(session.build)))
+    places = places_of(session.pair, session.build, wrong)
+    return About(_record(session, reference, native), places, dict(session.pair.known(session.build)))
 
 
 def check_taps(session: PairSession) -> None:
@@ -87,6 +87,12 @@ def check_taps(session: PairSession) -> None:
         for name in given:
             if name not in valid:
                 raise UsageError.unknown(f"tap in `{field_name}` of {pair.name}", name, valid)
+
+
+def places_of(pair: ModelPair, build: Build, wrong: list[WeightComparison]) -> dict[str, TapPlace]:
+    """Return where every tap both sides have is, those of lanes behind the pair's own."""
+    taps = {t.name: t for variant in variants_of(pair) for t in in_variant(pair, variant).taps(build)}
+    return {t.name: place_of(n, t, wrong) for n, t in enumerate(taps.values()) if t.reference and t.native}
 
 
 def place_of(order: int, tap: Tap, wrong: list[WeightComparison]) -> TapPlace:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from parity.errors import ParityError
 from parity.execution.tap import Tap
-from parity.pair import Build, ModelPair
+from parity.pair import Build, ModelPair, in_variant, variants_of
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class ParityCase:
 
 def cases_of(pair: ModelPair, build: Build) -> Iterator[ParityCase]:
     """List a pair's cases, state by state, taps in execution order. Builds no model."""
-    taps = [t for t in pair.taps(build) if t.reference and t.native]
-    for variant in ("", *pair.variants):
+    for variant in variants_of(pair):
+        taps = [t for t in in_variant(pair, variant).taps(build) if t.reference and t.native]
         for lora in (False, True) if pair.lora is not None else (False,):
             for tap in taps:
                 yield ParityCase(pair.name, tap.name, tap.block, lora, variant)

@@ -17,6 +17,7 @@ import typer
 import parity
 from parity.case import ParityCase, cases_of
 from parity.choices import device_named, dtype_named, lora_states, size_named
+from parity.commands import debug_lora, record
 from parity.discover import choose
 from parity.doctor import as_records, examine, render_checks, worst
 from parity.engine import Engine, Settings
@@ -94,6 +95,11 @@ def doctor(folders: PairsOption = None, json_out: JsonOption = False) -> None:
         checks = examine(find_project(Path.cwd(), folders or ()))
         _emit({"checks": as_records(checks), "worst": worst(checks)}, render_checks(checks), json_out)
     raise typer.Exit(int(worst(checks) == "error"))
+
+
+app.command(epilog=record.EPILOG)(record.record)
+app.command(hidden=True)(record.impact)
+app.command("debug-lora", epilog=debug_lora.EPILOG)(debug_lora.debug_lora)
 
 
 @app.command(epilog=_examples(*_RUN_EXAMPLES))

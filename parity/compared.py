@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from parity.about import About, place_of
+from parity.about import About, places_of
 from parity.errors import RecordError
 from parity.execution.decisions import Decisions
 from parity.execution.passes import OUTPUT, Restart
@@ -17,11 +17,10 @@ from parity.execution.trace import Trace
 from parity.identity import asked_for, check_same, key_of
 from parity.io.recording import RecordingFolder
 from parity.lora.adapter import LoraAdapter
-from parity.numerics.metrics import ClassicMetrics
-from parity.pair import Build, ModelPair
-from parity.recorded import Recorded, metrics_from
+from parity.pair import Build, ModelPair, in_variant
+from parity.recorded import Recorded, compiled_from
 from parity.recorder import placed
-from parity.stage import DrawOf, NativePasses, Options, ReferenceStage
+from parity.stage import Compiled, DrawOf, NativePasses, Options, ReferenceStage
 from parity.weights.load import WeightComparison
 
 
@@ -75,9 +74,9 @@ class RecordedNative:
         """Return the free-running pass."""
         return self._trace(draw, "free")
 
-    def compiled(self, draw: DrawOf) -> ClassicMetrics | None:
+    def compiled(self, draw: DrawOf) -> Compiled | None:
         """Return how the output of compiled parts compares with eager's."""
-        return metrics_from(self.held(draw)["compiled"])
+        return compiled_from(self.held(draw)["compiled"])
 
     def lockstep(self, draw: DrawOf, restart: Callable[[], Restart], decisions: Decisions) -> NativePasses:
         """Return the shadowed pass as it was recorded."""
@@ -126,12 +125,20 @@ class ComparedSession:
 
     def inputs(self, seed: int, variant: str = "") -> dict[str, Any]:
         """Return the inputs the pair draws."""
-        draw = self.pair.variants[variant] if variant else self.pair.inputs
-        return self.placed(draw(self.build, seed))
+        return self.placed(in_variant(self.pair, variant).inputs(self.build, seed))
 
     def placed(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Return inputs on the build's device."""
         return placed(inputs, self.build.device)
+
+    @contextmanager
+    def variant(self, name: str) -> Iterator[None]:
+        """Take the taps of one of the pair's variants or lanes while the context is open."""
+        kept, self.taps = self.taps, in_variant(self.pair, name).taps(self.build)
+        try:
+            yield
+        finally:
+            self.taps = kept
 
     def finer_weights(self, lora: bool) -> list[str]:
         """List the native's weights that were rounded copies of finer values in a LoRA state."""
@@ -148,5 +155,4 @@ class ComparedSession:
         """Return what was noted of the pair when the native was recorded."""
         held = self._native.manifest["about"]
         wrong = [WeightComparison(finer=None, **w) for w in held["wrong"]]
-        shared = [(n, t) for n, t in enumerate(self.taps) if t.reference and t.native]
-        return About(held["record"], {t.name: place_of(n, t, wrong) for n, t in shared}, held["known"])
+        return About(held["record"], places_of(self.pair, self.build, wrong), held["known"])

@@ -16,7 +16,7 @@ from parity.io.hashing import hash_weights
 from parity.io.recording import digests_of
 from parity.io.sources import digest_of_code
 from parity.lora.adapter import LoraAdapter
-from parity.pair import Build, ModelPair
+from parity.pair import Build, ModelPair, in_variant
 from parity.stage import DrawOf, Options
 
 _CODE = ("parity.execution", "parity.live", "parity.loaded")
@@ -67,6 +67,7 @@ def asked_for(pair: ModelPair, build: Build, options: Options, taps: Sequence[Ta
         "shadow_dtype": str(options.shadow_dtype).removeprefix("torch."),
         "twins": options.twins,
         "taps": [_described(tap, role) for tap in taps],
+        "lanes": {name: [_described(t, role) for t in in_variant(pair, name).taps(build)] for name in pair.lanes},
     }
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,9 +17,10 @@ from parity.execution.tap import Tap
 from parity.execution.trace import Differing, Sink, Trace
 from parity.execution.twins import LatticeTwin
 from parity.impact import Impact
-from parity.loaded import LoadedSide
-from parity.numerics.metrics import ClassicMetrics, classic_metrics
-from parity.stage import DrawOf, Dtypes, LockstepPasses, NativePasses, Nudge
+from parity.loaded import LoadedSide, compiled_parts
+from parity.numerics.metrics import classic_metrics
+from parity.pair import Side
+from parity.stage import Compiled, DrawOf, Dtypes, LockstepPasses, NativePasses, Nudge
 
 Sinks = Callable[[str], "Sink | None"]
 """From the name of a pass to where its values go; None: memory."""
@@ -39,6 +42,16 @@ class LiveSide:
     def __init__(self, side: LoadedSide, taps: tuple[Tap, ...], sinks: Sinks = _memory) -> None:
         self.side, self.taps, self.sinks = side, taps, sinks
         self._learned = False
+
+    @contextmanager
+    def running(self, side: Side, taps: tuple[Tap, ...]) -> Iterator[None]:
+        """Call the model another way, with other taps, while the context is open."""
+        kept = self.side.side, self.taps
+        self.side.side, self.taps = side, taps
+        try:
+            yield
+        finally:
+            self.side.side, self.taps = kept
 
     @property
     def has_tables(self) -> bool:
@@ -63,13 +76,19 @@ class LiveSide:
         """Return the free-running pass, without shadows."""
         return self.runner().run(draw.inputs, sink=self.sinks("free"))
 
-    def compiled(self, draw: DrawOf) -> ClassicMetrics | None:
-        """Compare the output of compiled parts with eager's; shadows judge the eager one."""
+    def compiled(self, draw: DrawOf) -> Compiled | None:
+        """Compare the output of compiled parts with eager's; None where nothing is compiled."""
         runner = self.runner(tuple(t for t in self.taps if t.name == OUTPUT))
-        if not runner.is_compiled:
-            return None
-        eager, compiled = (runner.run(draw.inputs, compiled=c).values[OUTPUT].low for c in (False, True))
-        return classic_metrics(eager, compiled)
+        with compiled_parts(self.side):
+            if not runner.is_compiled:
+                return None
+            compiled = runner.run(draw.inputs, compiled=True).values[OUTPUT].low
+        shadow = self.side.shadow(Shadow, draw.inputs, dtype=draw.options.shadow_dtype)
+        eager = runner.run(draw.inputs, shadow=shadow).values[OUTPUT]
+        assert eager.high is not None
+        errors = [float((low.double() - eager.high.double()).norm()) for low in (compiled, eager.low)]
+        excess = errors[0] / errors[1] if errors[1] else (1.0 if not errors[0] else math.inf)
+        return Compiled(classic_metrics(eager.low, compiled), excess)
 
     def shadowed(self, draw: DrawOf, restart: Restart, sink: Sink | None, **how: Any) -> Trace:
         """Return a shadowed pass in lockstep."""

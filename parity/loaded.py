@@ -92,6 +92,21 @@ def with_lora(side: LoadedSide, adapter: LoraAdapter) -> Iterator[None]:
             side.finer = kept
 
 
+@contextmanager
+def compiled_parts(side: LoadedSide) -> Iterator[None]:
+    """Compile a side as it says it is deployed, while the context is open; what is compiled already stays so."""
+    if side.side.compile is None:
+        yield
+        return
+    before = {id(m): m._compiled_call_impl for m in side.model.modules()}
+    side.side.compile(side.model)
+    try:
+        yield
+    finally:
+        for module in side.model.modules():
+            module._compiled_call_impl = before.get(id(module))
+
+
 def _target_weights(model: nn.Module, adapter: LoraAdapter) -> dict[str, tuple[Tensor, Tensor]]:
     """Return the weight of each target, and a copy of it."""
     modules = dict(model.named_modules())

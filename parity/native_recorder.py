@@ -73,13 +73,17 @@ class _NativeRecording:
         self._live.learn_constants(draws[0])
         check_room(self._target, self._live, [_without_twins(d) for d in draws], {}, self._tell)
         self._target.begin(identity)
-        held = {draw.name: self._write_draw(draw) for draw in draws}
+        held = {draw.name: self._in_variant(draw) for draw in draws}
         return self._target.finish({
             "identity": identity,
             "about": {"record": self._about.record, "known": dict(self._about.known), "wrong": self._wrong()},
             "has_tables": self._live.has_tables,
             "draws": dict(sorted(held.items())),
         })  # fmt: skip
+
+    def _in_variant(self, draw: DrawOf) -> dict[str, Any]:
+        with self._session.variant(draw.options.variant):
+            return self._write_draw(draw)
 
     def _draws_of(self, lora: bool, variant: str) -> list[DrawOf]:
         return planned_draws(self._session, lora, replace(self._plan.options, variant=variant))

@@ -65,6 +65,10 @@ class Side:
         around_session: what surrounds a session (environment before import, process group).
         apply_lora: puts an adapter (in this side's own module names) on the model while the context is open.
             None: the unmerged default of `parity.lora.apply`.
+        compile: compiles the model, or parts of it, in place (`lambda model: model.compile()`): a lane that compares
+            compiled with eager. None: only what `build` compiled is compared.
+        from_call: from the arguments of a call of the model's `forward`, by name, to the pair's inputs; only needed to
+            take inputs from a running pipeline.
         substitutes: what stands in for third-party parts that are not here, as of now; shown in every report.
     """
 
@@ -77,6 +81,30 @@ class Side:
     around_session: Callable[[], AbstractContextManager[Any]] = nullcontext
     apply_lora: Callable[[nn.Module, LoraAdapter], AbstractContextManager[Any]] | None = None
     substitutes: Callable[[], list[str]] = list
+    compile: Callable[[nn.Module], object] | None = None
+    from_call: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+
+
+Call = Callable[[nn.Module, Inputs], Any]
+
+
+@dataclass(frozen=True)
+class Lane:
+    """Another way to run a pair: several steps with a cache, guidance in one batch against two calls.
+
+    Args:
+        inputs: from a `Build` and a seed to the inputs; None: the pair's.
+        reference, native: runs a side in this lane, from fresh state; None: as the side always does.
+        reference_output, native_output: as `Side.output`, of what the lane's call returned; None: the side's own.
+        taps: from a `Build` to the lane's taps; see `by_call` and `all_calls`. None: the pair's.
+    """
+
+    inputs: Callable[[Build, int], dict[str, Any]] | None = None
+    reference: Call | None = None
+    native: Call | None = None
+    reference_output: Callable[[Any], Tensor] | None = None
+    native_output: Callable[[Any], Tensor] | None = None
+    taps: Callable[[Build], tuple[Tap, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +118,7 @@ class ModelPair:
         taps: from a `Build` to the taps in execution order, the last one `final_output`. Must not build a model.
         inputs: from a `Build` and a seed to the inputs both sides are called with.
         variants: further kinds of inputs by name (image conditioning, a batch of two); each is a case of its own.
+        lanes: further ways to run the pair, by name; each is a state of its own, as a variant is.
         lora: from a `Build` and the reference model to an adapter in the reference's module names; None: no LoRA cases.
         load: called with the reference's parameters and persistent buffers by key, and the native; loads the native's
             weights. None: through the key map.
@@ -111,6 +140,7 @@ class ModelPair:
     taps: Callable[[Build], tuple[Tap, ...]]
     inputs: Callable[[Build, int], dict[str, Any]]
     variants: Mapping[str, Callable[[Build, int], dict[str, Any]]] = field(default_factory=dict)
+    lanes: Mapping[str, Lane] = field(default_factory=dict)
     lora: Callable[[Build, nn.Module], LoraAdapter] | None = None
     load: Callable[[Mapping[str, Tensor], nn.Module], None] | None = None
     sizes: tuple[str, ...] = ("tiny",)
@@ -121,3 +151,28 @@ class ModelPair:
     space: Callable[[Build], InputSpace] | None = None
     drawn: Callable[[Build, Drawn], dict[str, Any]] | None = None
     ignored: Mapping[str, str] = field(default_factory=dict)
+
+
+def variants_of(pair: ModelPair) -> tuple[str, ...]:
+    """Return the names of everything a pair is run with: "" for its default, its variants, its lanes."""
+    return ("", *pair.variants, *pair.lanes)
+
+
+def in_variant(pair: ModelPair, name: str) -> ModelPair:
+    """Return the pair as one of its variants or lanes runs it."""
+    if name in pair.variants:
+        return replace(pair, inputs=pair.variants[name])
+    if name not in pair.lanes:
+        return pair
+    lane = pair.lanes[name]
+    return replace(
+        pair,
+        inputs=lane.inputs or pair.inputs,
+        taps=lane.taps or pair.taps,
+        reference=_in_lane(pair.reference, lane.reference, lane.reference_output),
+        native=_in_lane(pair.native, lane.native, lane.native_output),
+    )
+
+
+def _in_lane(side: Side, call: Call | None, output: Callable[[Any], Tensor] | None) -> Side:
+    return replace(side, call=call or side.call, output=output or side.output)

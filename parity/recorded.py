@@ -19,9 +19,9 @@ from parity.identity import asked_for, check_inputs, check_same
 from parity.io.recording import RecordingFolder
 from parity.lora.adapter import LoraAdapter, LoraTarget
 from parity.numerics.metrics import ClassicMetrics
-from parity.pair import Build, ModelPair
+from parity.pair import Build, ModelPair, in_variant
 from parity.recorder import placed
-from parity.stage import DrawOf, Dtypes, LockstepPasses, Nudge, Options
+from parity.stage import Compiled, DrawOf, Dtypes, LockstepPasses, Nudge, Options
 
 Propagate = Callable[[DrawOf, Sequence[Sequence[Nudge]]], "list[float] | None"]
 
@@ -36,6 +36,7 @@ class OtherDtypes(RecordError):
     def __init__(self, text: str, native_dtypes: dict[str, torch.dtype]) -> None:
         super().__init__(text)
         self.native_dtypes = native_dtypes
+        self.details = {"native_dtypes": {n: str(d).removeprefix("torch.") for n, d in native_dtypes.items()}}
 
 
 class Recorded:
@@ -58,8 +59,8 @@ class Recorded:
         self.folder, self._again, self._device = RecordingFolder(folder), again, build.device
         self._manifest = self.folder.manifest()
         self.identity: dict[str, Any] = self._manifest["identity"]
-        self._taps = pair.taps(build)
-        check_same(asked_for(pair, build, options, self._taps, "reference"), self.identity, str(folder))
+        self._pair, self._build = pair, build
+        check_same(asked_for(pair, build, options, pair.taps(build), "reference"), self.identity, str(folder))
         self._assumed = {n: getattr(torch, str(d)) for n, d in self.identity["native_dtypes"].items()}
 
     @property
@@ -121,9 +122,9 @@ class Recorded:
         """Return the free-running pass."""
         return self._trace(draw, "free")
 
-    def compiled(self, draw: DrawOf) -> ClassicMetrics | None:
+    def compiled(self, draw: DrawOf) -> Compiled | None:
         """Return how the output of compiled parts compares with eager's."""
-        return metrics_from(self._draw(draw)["compiled"])
+        return compiled_from(self._draw(draw)["compiled"])
 
     def lockstep(self, draw: DrawOf, native: Dtypes) -> LockstepPasses:
         """Return the shadowed passes.
@@ -132,7 +133,7 @@ class Recorded:
             OtherDtypes: they were recorded in lockstep with a native of other dtypes.
         """
         trace = self._trace(draw, "lockstep")
-        self._check_dtypes(trace, native)
+        self._check_dtypes(in_variant(self._pair, draw.options.variant).taps(self._build), trace, native)
         twins = [self._trace(draw, f"twin{k}") for k in range(draw.options.twins)]
         return LockstepPasses(trace, twins, list(self._draw(draw)["observer"]))
 
@@ -144,16 +145,17 @@ class Recorded:
         """Propagate errors through the reference where its model can be loaded; None where it cannot."""
         return None if self._again is None else self._again(draw, requests)
 
-    def _check_dtypes(self, trace: Trace, native: Dtypes) -> None:
-        wanted = coarser(self._taps, trace, native)
-        held = coarser(self._taps, trace, self._assumed)
+    def _check_dtypes(self, taps: Sequence[Tap], trace: Trace, native: Dtypes) -> None:
+        wanted = coarser(taps, trace, native)
+        held = coarser(taps, trace, self._assumed)
         if wanted == held:
             return
         name = next(n for n in (*wanted, *held) if wanted.get(n) != held.get(n))
         theirs = str(wanted.get(name, native.get(name, trace.values[name].dtype))).removeprefix("torch.")
         raise OtherDtypes(
             f"{self.folder.path} was not recorded for a native that has {name} in {theirs}\n"
-            "both sides must go on from one number there: record again, for this native's dtypes",
+            "both sides must go on from one number there; record the reference again, in its environment, with\n"
+            + _as_options(taps, wanted),
             wanted,
         )
 
@@ -171,9 +173,20 @@ def coarser(taps: Sequence[Tap], trace: Trace, native: Dtypes) -> dict[str, torc
     return found
 
 
-def metrics_from(held: Mapping[str, Any] | None) -> ClassicMetrics | None:
-    """Return metrics as they were recorded."""
+def _as_options(taps: Sequence[Tap], dtypes: Mapping[str, torch.dtype]) -> str:
+    """Word dtypes as options of `parity record`, by kind of tap where all of a kind agree."""
+    kinds = {t.kind: {dtypes.get(o.name) for o in taps if o.kind == t.kind} for t in taps}
+    words = {}
+    for tap in taps:
+        if tap.name in dtypes:
+            name = tap.kind if len(kinds[tap.kind]) == 1 else tap.name
+            words[name] = f"--native-dtype {name}={str(dtypes[tap.name]).removeprefix('torch.')}"
+    return " ".join(words.values()) or "no --native-dtype"
+
+
+def compiled_from(held: Mapping[str, Any] | None) -> Compiled | None:
+    """Return the comparison of compiled and eager as it was recorded."""
     if held is None:
         return None
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in held.items()}
-    return ClassicMetrics(**fields)
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in held["metrics"].items()}
+    return Compiled(ClassicMetrics(**fields), float(held["excess"]))

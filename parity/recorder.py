@@ -21,7 +21,7 @@ from parity.kept import PassRecorder, Tell, check_room, output_only
 from parity.live import LiveReference
 from parity.loaded import LoadedSide, load_side, with_lora
 from parity.lora.adapter import LoraAdapter
-from parity.pair import Build, ModelPair
+from parity.pair import Build, ModelPair, in_variant
 from parity.stage import DrawOf, Dtypes, Options
 from parity.weights.load import tensors_of
 
@@ -60,8 +60,7 @@ class Plan:
     def _inputs(self, variant: str, seed: int) -> Mapping[str, Any]:
         if self.inputs is not None:
             return self.inputs[variant]
-        draw = self.pair.variants[variant] if variant else self.pair.inputs
-        return draw(self.build, seed)
+        return in_variant(self.pair, variant).inputs(self.build, seed)
 
 
 def placed(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
@@ -90,6 +89,8 @@ class ReferenceAtWork:
                 plan.pair, plan.build, plan.options, self.taps, self.about["side"],
                 adapter=self.adapter, native_dtypes=plan.native_dtypes,
             )  # fmt: skip
+            if plan.inputs is not None:
+                self.identity["from_call"] = True
         except BaseException:
             self._open.close()
             raise
@@ -104,8 +105,10 @@ class ReferenceAtWork:
 
     def impacts(self, draw: DrawOf, requests: Sequence[Any]) -> list[float]:
         """Propagate errors through the reference in the draw's state."""
-        self.live.learn_constants(draw)
+        pair = in_variant(self.plan.pair, draw.options.variant)
         with ExitStack() as stack:
+            stack.enter_context(self.live.running(pair.reference, pair.taps(self.plan.build)))
+            self.live.learn_constants(draw)
             if draw.lora and self.adapter is not None:
                 stack.enter_context(with_lora(self.side, self.adapter))
             return self.live.impacts(draw, requests)
@@ -197,6 +200,11 @@ class _Recording:
     def _write_draw(self, draw: DrawOf) -> dict[str, Any]:
         if not self._target.has_tensors((draw.name, "inputs")):
             self._target.write_inputs(draw.name, draw.inputs)
+        pair = in_variant(self._plan.pair, draw.options.variant)
+        with self._live.running(pair.reference, pair.taps(self._plan.build)):
+            return self._write_passes(draw)
+
+    def _write_passes(self, draw: DrawOf) -> dict[str, Any]:
         if draw.lora:
             self._passes.once(draw, "baseline", lambda: output_only(self._live.baseline(draw)))
         with ExitStack() as stack:

@@ -17,9 +17,8 @@ from parity.execution.tap import Inputs, Tap
 from parity.execution.trace import same_bits
 from parity.numerics.evidence import Evidence
 from parity.numerics.limits import Limits, limits_for
-from parity.numerics.metrics import ClassicMetrics
 from parity.numerics.verdict import Judged, TapFacts, judge, settle
-from parity.stage import DrawOf, JudgedSession, Nudge, Options
+from parity.stage import Compiled, DrawOf, JudgedSession, Nudge, Options
 
 
 @dataclass
@@ -44,7 +43,7 @@ class StateResult:
     peak_memory: int
     """Bytes: of the GPU's allocator in this state, of the process elsewhere."""
     limits: Limits = field(default_factory=Limits)
-    compiled: dict[str, ClassicMetrics] = field(default_factory=dict)
+    compiled: dict[str, Compiled] = field(default_factory=dict)
     """Per compiled side, its output compiled against eager."""
     dtypes: dict[str, tuple[Mapping[str, int], Mapping[str, int]]] = field(default_factory=dict)
     """Per tap, in which dtypes each side ran the ops of the segment that ends there."""
@@ -72,6 +71,13 @@ def run_state(
         LoraError: the LoRA changes nothing.
     """
     options = options or Options()
+    with session.variant(options.variant):
+        return _run_state(session, lora, options, inputs)
+
+
+def _run_state(
+    session: JudgedSession, lora: bool, options: Options, inputs: Sequence[Inputs] | None
+) -> StateResult:
     if not [t for t in session.taps if t.reference and t.native]:
         raise TapError(f"{session.pair.name}: no tap exists on both sides; nothing would be compared")
     limits = limits_for(options.shadow_dtype)

@@ -17,7 +17,7 @@ from parity.live import LiveNative, LiveReference
 from parity.loaded import LoadedSide, load_side, with_lora
 from parity.lora.adapter import LoraAdapter
 from parity.lora.mapping import map_adapter
-from parity.pair import Build, ModelPair
+from parity.pair import Build, ModelPair, in_variant
 from parity.stage import RecordedReference, ReferenceStage
 from parity.weights.keymap import KeyMap
 from parity.weights.load import WeightComparison, finer_sources, load_native, tensors_of
@@ -182,14 +182,25 @@ class PairSession:
                 stack.enter_context(with_lora(side, adapter))
             yield
 
+    @contextmanager
+    def variant(self, name: str) -> Iterator[None]:
+        """Run the pair as one of its variants or lanes while the context is open."""
+        pair, taps = in_variant(self.pair, name), self.taps
+        self.taps = pair.taps(self.build)
+        with ExitStack() as stack:
+            stack.callback(setattr, self, "taps", taps)
+            stack.enter_context(self.native_stage.running(pair.native, self.taps))
+            if isinstance(self.reference_stage, LiveReference):
+                stack.enter_context(self.reference_stage.running(pair.reference, self.taps))
+            yield
+
     def finer_weights(self, lora: bool) -> list[str]:
         """List the native's weights that are rounded copies of finer values, in the LoRA state that is on now."""
         return [name for name, p in self.native.model.named_parameters() if id(p) in self.native.finer]
 
     def inputs(self, seed: int, variant: str = "") -> dict[str, Any]:
         """Return the inputs of a draw, on the build's device."""
-        draw = self.pair.variants[variant] if variant else self.pair.inputs
-        return self.placed(draw(self.build, seed))
+        return self.placed(in_variant(self.pair, variant).inputs(self.build, seed))
 
     def placed(self, inputs: Inputs) -> dict[str, Any]:
         """Return inputs on the build's device."""

@@ -90,6 +90,20 @@ class NativePasses:
 
 
 @dataclass(frozen=True)
+class Compiled:
+    """The output of a compiled side against the same side run eagerly.
+
+    Args:
+        metrics: compiled against eager.
+        excess: distance of the compiled output from the float64 shadow over eager's; compilers reorder and keep
+            float32 between fused ops, so either may be a little nearer.
+    """
+
+    metrics: ClassicMetrics
+    excess: float
+
+
+@dataclass(frozen=True)
 class Nudge:
     """An error to add to the reference's value at a tap, in the reference's layout."""
 
@@ -113,7 +127,7 @@ class ReferenceStage(Protocol):
     def free(self, draw: DrawOf) -> Trace:
         """Return the free-running pass, without shadows."""
 
-    def compiled(self, draw: DrawOf) -> ClassicMetrics | None:
+    def compiled(self, draw: DrawOf) -> Compiled | None:
         """Compare the output of compiled parts with eager's; None where nothing is compiled."""
 
     def lockstep(self, draw: DrawOf, native: Dtypes) -> LockstepPasses:
@@ -149,6 +163,9 @@ class JudgedSession(Protocol):
     def native_stage(self) -> NativeStage:
         """What answers for the native."""
 
+    def variant(self, name: str) -> AbstractContextManager[None]:
+        """Run the pair as one of its variants or lanes while the context is open."""
+
     def lora(self, on: bool) -> AbstractContextManager[None]:
         """Put the LoRA on every resident side while the context is open."""
 
@@ -178,7 +195,7 @@ class NativeStage(Protocol):
     def free(self, draw: DrawOf) -> Trace:
         """Return the free-running pass, without shadows."""
 
-    def compiled(self, draw: DrawOf) -> ClassicMetrics | None:
+    def compiled(self, draw: DrawOf) -> Compiled | None:
         """Compare the output of compiled parts with eager's; None where nothing is compiled."""
 
     def lockstep(self, draw: DrawOf, restart: Callable[[], Restart], decisions: Decisions) -> NativePasses:

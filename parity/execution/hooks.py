@@ -92,7 +92,7 @@ class TapHooks:
                 'say which: Point(call="all") for all calls along dim 0, or the number of the call'
             )
         value = element_of(held, path, f"tap {tap.name}: {self.side} {point.path}")
-        replacement = self.seen(tap, value, number)
+        replacement = self.seen(tap, value, 0 if isinstance(point.call, int) else number)
         return held if replacement is None else with_element(held, path, replacement)
 
 

@@ -164,16 +164,14 @@ class _Recorder:
         new = self.restart(tap, value, number)
         going_on = value if new is None else new
         if self.shadow is not None and high is not None:
-            kept = self._kept(tap, number)
-            self.shadow.assign(going_on, going_on if kept is None else torch.where(kept(value), high, going_on))
+            kept = self._kept(tap, value)
+            self.shadow.assign(going_on, going_on if kept is None else torch.where(kept, high, going_on))
         return new
 
-    def _kept(self, tap: Tap, number: int) -> Callable[[Tensor], Tensor] | None:
-        """Return the mask of what keeps the side's own value (padding), for a value of this side."""
-        mask: Callable[[Tap, Tensor, int], Tensor | None] | None = getattr(self.restart, "kept", None)
-        if mask is None:
-            return None
-        return (lambda value: mask(tap, value, number)) if tap.valid is not None else None  # type: ignore[return-value]
+    def _kept(self, tap: Tap, value: Tensor) -> Tensor | None:
+        """Return the mask of what keeps the side's own value (padding) in the call that was restarted last."""
+        mask: Callable[[Tap, Tensor], Tensor | None] | None = getattr(self.restart, "kept", None)
+        return None if mask is None or tap.valid is None else mask(tap, value)
 
     def trace(self, out: Tensor) -> Trace:
         """Close the pass with the final output."""
@@ -201,6 +199,7 @@ class FromReference:
 
     coarser: Mapping[str, torch.dtype]
     inputs: Inputs
+    _rows: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def wants(self, tap: Tap) -> bool:
         """Say whether the native has the tap: where one side cannot restart, neither does."""
@@ -208,23 +207,25 @@ class FromReference:
 
     def __call__(self, tap: Tap, value: Tensor, number: int) -> Tensor | None:
         """Round to the native's dtype where that is coarser; else go on as it is."""
+        start = self._rows.get(tap.name, (0, 0))[1]
+        self._rows[tap.name] = start, start + (value.shape[0] if value.dim() else 1)
         other = self.coarser.get(tap.name)
         floats = other is not None and other.is_floating_point and value.is_floating_point()
         if other is None or not floats or bits(other) >= bits(value.dtype):
             return None
         rounded = value.to(other).to(value.dtype)
-        kept = self.kept(tap, value, number)
+        kept = self.kept(tap, value)
         return rounded if kept is None else torch.where(kept, value, rounded)
 
-    def kept(self, tap: Tap, value: Tensor, number: int = 0) -> Tensor | None:
-        """Mask what is padding in the reference's layout, in the value of one of its calls."""
+    def kept(self, tap: Tap, value: Tensor) -> Tensor | None:
+        """Mask what is padding in the reference's layout, of several calls in the one at hand."""
         if tap.valid is None:
             return None
-        valid = tap.valid(self.inputs)
-        rows = value.shape[0]
-        if valid.dim() >= value.dim() - 1 and valid.shape[0] > rows:  # the mask is that of all calls
-            valid = valid[number * rows : (number + 1) * rows]
-        return ~_like(valid, value)
+        mask = tap.valid(self.inputs)
+        start, stop = self._rows[tap.name]
+        if value.dim() > 1 and mask.dim() >= value.dim() - 1 and mask.shape[0] > value.shape[0]:
+            mask = mask[start:stop]
+        return ~broadcast_mask(mask, value)
 
 
 @dataclass(frozen=True)
@@ -256,6 +257,7 @@ class FromTrace:
     shapes: Mapping[str, tuple[torch.Size, tuple[int, ...]]]
     inputs: Inputs
     _cache: dict[str, list[Tensor]] = field(default_factory=dict)
+    _number: dict[str, int] = field(default_factory=dict)
 
     def wants(self, tap: Tap) -> bool:
         """Say whether the reference has the tap: where one side cannot restart, neither does."""
@@ -265,11 +267,12 @@ class FromTrace:
         """Return the reference's value for this call; padding keeps the native's own."""
         if tap.name not in self.values or tap.layout.backward is None:
             return None
+        self._number[tap.name] = number
         new = self._part(tap, number).to(value.dtype)
         if new.shape != value.shape:
             given = f"the layout {tap.layout.name!r} gives {tuple(new.shape)}"
             raise TapError(f"tap {tap.name}: {given}, the native has {tuple(value.shape)}")
-        kept = self.kept(tap, value, number)
+        kept = self.kept(tap, value)
         new = new if kept is None else torch.where(kept, value, new)
         out = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
         return out.copy_(new)
@@ -289,22 +292,24 @@ class FromTrace:
             held.extend([part.new_empty(0)] * (number + 1))
         return part
 
-    def kept(self, tap: Tap, value: Tensor, number: int = 0) -> Tensor | None:
-        """Mask what is padding, in the native's layout, in the value of one of its calls."""
+    def kept(self, tap: Tap, value: Tensor) -> Tensor | None:
+        """Mask what is padding, in the native's layout, of several calls in the one at hand."""
         if tap.valid is None or tap.layout.backward is None:
             return None
-        like, (shape, parts) = self.values[tap.name], self.shapes[tap.name]
+        like = self.values[tap.name]
+        shape, parts = self.shapes[tap.name]
         mask = ~mask_of(tap, self.inputs, like)
         whole = tap.layout.backward(mask.expand(like.shape).to(like.dtype), shape) > 0.5
-        return torch.split(whole, list(parts))[number] if len(parts) > 1 else whole
+        return torch.split(whole, list(parts))[self._number[tap.name]] if len(parts) > 1 else whole
 
 
 def mask_of(tap: Tap, inputs: Inputs, value: Tensor) -> Tensor:
     """Return the mask of valid elements, broadcast to the reference value's shape."""
     assert tap.valid is not None
-    return _like(tap.valid(inputs), value)
+    return broadcast_mask(tap.valid(inputs), value)
 
 
-def _like(valid: Tensor, value: Tensor) -> Tensor:
-    mask = valid.to(value.device)
+def broadcast_mask(mask: Tensor, value: Tensor) -> Tensor:
+    """Bring a mask to a value's device and number of dims."""
+    mask = mask.to(value.device)
     return mask if mask.dim() == value.dim() else mask.expand(value.shape[:-1]).unsqueeze(-1)

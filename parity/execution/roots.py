@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from parity.execution.shadow import Shadow
-from parity.execution.storage import BITS, ShadowTable, real_dtype
+from parity.execution.storage import BITS, Entry, ShadowTable, real_dtype
 
 EXACT_ABOVE = 1 << 22
 """Elements above which a tensor made while building is a weight, not a table: taken as exact, not shadowed."""
@@ -62,8 +62,16 @@ def pruned(table: ShadowTable, model: nn.Module) -> None:
         for constant in constants_of(model):
             if constant.is_floating_point() or constant.is_complex():
                 entry = table.find(constant)
-                if entry is not None and not is_rounded_from(constant, table.read(constant, entry)):
+                if entry is not None and not _is_as_remembered(constant, entry, table):
                     del table.entries[constant.untyped_storage()._cdata]
+
+
+def _is_as_remembered(constant: Tensor, entry: Entry, table: ShadowTable) -> bool:
+    """Say whether a table still has the very values it had when it was first looked at."""
+    if entry.low is None or entry.low.shape != constant.shape:
+        entry.low = constant.detach().clone()
+        return is_rounded_from(constant, table.read(constant, entry))
+    return bool(torch.equal(entry.low, constant))
 
 
 def is_rounded_from(low: Tensor, high: Tensor) -> bool:

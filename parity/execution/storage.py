@@ -61,10 +61,11 @@ class Entry:
 
     `flat` holds one high value per real scalar of the storage. Until something is written it may be absent: then the
     values are `fill` everywhere (fresh constants, NaN for uninitialised memory), or those of `source`, a root this
-    storage is a cast of (so that cached autocast weights cost no memory).
+    storage is a cast of (so that cached autocast weights cost no memory). `low`: of a remembered table, the values as
+    computed when it was remembered.
     """
 
-    __slots__ = ("fill", "flat", "low_dtype", "owner", "shared", "source", "step", "watch")
+    __slots__ = ("fill", "flat", "low", "low_dtype", "owner", "shared", "source", "step", "watch")
 
     def __init__(self, low_dtype: torch.dtype) -> None:
         self.low_dtype = low_dtype
@@ -74,6 +75,7 @@ class Entry:
         self.owner: tuple[Any, Tensor] | None = None
         self.shared = False
         self.step: Tensor | None = None
+        self.low: Tensor | None = None
         self.watch: _Watch | None = None
 
 
@@ -144,7 +146,7 @@ class ShadowTable:
             return _conj_like(tensor, self._view(entry.flat, tensor))
         if entry.source is not None and tensor.is_complex() != entry.source.is_complex():
             flat = entry.source.reshape(-1).to(self.dtype)
-            return self._view(flat, tensor)
+            return _conj_like(tensor, self._view(flat, tensor))
         if entry.source is not None:
             return view_like(entry.source, tensor).to(self.high_dtype(tensor.dtype))
         return self._filled(tensor, entry)
@@ -179,7 +181,7 @@ class ShadowTable:
             entry.flat, entry.shared = flat, False
             entry.fill = entry.source = None
         entry.owner = entry.step = None
-        return self._view(entry.flat, tensor)
+        return _seen_like(tensor, self._view(entry.flat, tensor))
 
 
 def view_like(whole: Tensor, tensor: Tensor) -> Tensor:
@@ -200,6 +202,12 @@ def _covers(tensor: Tensor) -> bool:
 def _flat(high: Tensor) -> Tensor:
     real = torch.view_as_real(high) if high.is_complex() else high
     return real.as_strided((real.numel(),), (1,), 0)
+
+
+def _seen_like(tensor: Tensor, high: Tensor) -> Tensor:
+    """Return a writable view that shows high values as `tensor` shows its memory: conjugated, negated or as is."""
+    high = high.conj() if tensor.is_conj() else high
+    return torch._neg_view(high) if tensor.is_neg() else high
 
 
 def _conj_like(tensor: Tensor, high: Tensor) -> Tensor:

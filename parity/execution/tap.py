@@ -6,8 +6,8 @@ Letters in shapes: B batch, F latent frames, H W latent height and width, S toke
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -143,6 +143,32 @@ def block_of(name: str) -> str:
     """
     found = _BLOCK.match(name)
     return f"{found[1]}{found[2]}" if found else ""
+
+
+def by_call(taps: Sequence[Tap], calls: int) -> tuple[Tap, ...]:
+    """Return taps for a forward in which the model is called several times, each call a tap of its own.
+
+    `block0.self_attn` becomes `block0.self_attn_call0`, `block0.self_attn_call1`; calls need not have one shape (a
+    cached call has fewer tokens). The output stays one tap.
+    """
+    outputs = [tap for tap in taps if tap.name == "final_output"]
+    inner = [tap for tap in taps if tap.name != "final_output"]
+    return (*(_at_call(tap, k) for k in range(calls) for tap in inner), *outputs)
+
+
+def all_calls(taps: Sequence[Tap]) -> tuple[Tap, ...]:
+    """Return taps whose values of all calls are one value, along dim 0: one call on two samples, or two on one."""
+    return tuple(tap if tap.name == "final_output" else _with_call(tap, tap.name, "all") for tap in taps)
+
+
+def _at_call(tap: Tap, number: int) -> Tap:
+    return _with_call(tap, f"{tap.name}{'_' if tap.layer else '.'}call{number}", number)
+
+
+def _with_call(tap: Tap, name: str, call: int | Literal["all"]) -> Tap:
+    sides = (point if point is None else replace(point, call=call) for point in (tap.reference, tap.native))
+    reference, native = sides
+    return replace(tap, name=name, reference=reference, native=native)
 
 
 def block_name(index: int, blocks: int) -> str:

@@ -33,8 +33,15 @@ def parity_engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
         engine = engine_of(request.config)
     except ParityError as error:
         _fail(str(error))
+    if not hasattr(request.config, "workerinput"):  # a worker gets its states one by one
+        engine.expect(case for item in request.session.items for case in _cases_of(item))
     yield engine
     engine.close()
+
+
+def _cases_of(item: pytest.Item) -> list[ParityCase]:
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    return [value for value in params.values() if isinstance(value, ParityCase)]
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ class _Check:
         except ParityError as error:
             self._fail(f"{case.id}: {error}\n  rerun: {self._rerun()}")
         if not isinstance(session, PairSession) or session.recorded is not None:
-            self._not_judged("drawn inputs need both models resident, and here one is a recording")
+            self._not_judged("needs both models in memory: pass --parity-residency=together")
         return session
 
     def _rerun(self, extra: str = "") -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from parity.discover import choose, discover
 from parity.engine import Settings
 from parity.errors import UsageError
 from parity.pair import ModelPair
+from parity.propagation import Interpreter, propagate
+from parity.references import ReferenceSources, recordings
 from parity.run import Options
 from parity.space import Drawn, parse_drawn
 
@@ -54,11 +57,26 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--parity-drawn": {
         "action": "append", "default": [], "metavar": "DRAWN", "help": "only this drawn input, as a failure prints it",
     },
+    "--parity-residency": {
+        "choices": ["auto", "one", "together"], "default": "auto",
+        "help": "models in memory: one at a time (auto: on a GPU), or both together",
+    },
+    "--parity-cache": {
+        "default": ".parity_cache", "metavar": "DIR", "help": "where recorded references are kept, one at a time",
+    },
+    "--parity-reference": {
+        "action": "append", "default": [], "metavar": "DIR", "help": "the reference's recording, made elsewhere",
+    },
+    "--parity-reference-python": {
+        "default": None, "metavar": "PYTHON", "help": "interpreter a recorded reference lives in, to compute impacts",
+    },
     "--parity-report": {"default": "reports", "metavar": "DIR", "help": "where the record is written"},
 }  # fmt: skip
 
 
-_UNTOLD = ("--parity-require", "--parity-report", "--parity-drawn", "--parity-examples", "--parity-profile")
+_UNTOLD = (
+    "--parity-require", "--parity-report", "--parity-cache", "--parity-drawn", "--parity-examples", "--parity-profile",
+)  # fmt: skip
 """What a rerun of one case does not need; how inputs are drawn is told by the cases that draw."""
 
 
@@ -110,6 +128,25 @@ def settings_of(config: pytest.Config) -> Settings:
             twins=option("--parity-twins"),
             shadow_dtype=_SHADOWS[option("--parity-shadow-dtype")],
         ),
+        sources=_sources(config),
+    )
+
+
+def _sources(config: pytest.Config) -> ReferenceSources:
+    """Return how references are had.
+
+    Raises:
+        RecordError: a recording is not usable.
+        UsageError: there is no such device.
+    """
+    option = config.getoption
+    residency, python = option("--parity-residency"), option("--parity-reference-python")
+    here = Interpreter(python, tuple(Path(p) for p in option("--parity-pairs"))) if python else None
+    return ReferenceSources(
+        one_resident=residency == "one" or (residency == "auto" and _device(config).type != "cpu"),
+        cache=config.rootpath / option("--parity-cache"),
+        folders=recordings([Path(folder) for folder in option("--parity-reference")]),
+        propagate=None if here is None else partial(propagate, here),
     )
 
 

@@ -41,6 +41,12 @@ def load(reference, native):
         {edit}
 PAIR = replace(p, load=load)
 """
+COMPILED = """
+def backend(graph, example):
+    return lambda *args: tuple(o * 1.01 for o in graph(*args))
+p = tiny_pair("planted", lora=None)
+PAIR = replace(p, native=replace(p.native, compile=lambda model: model.compile(backend=backend)))
+"""
 BLIND = """
 def neutral(model):
     for name, p in model.named_parameters():
@@ -112,6 +118,7 @@ def test_case_fails_and_its_rerun_fails_again(
          ["norm gains are exactly 1"]),
         ("test_weights_can_show_bugs", BLIND.format(wanted="'bias' in name", value=0.0), ["biases are exactly 0"]),
         ("test_decisions_are_replayed", DECIDES, ["decides nothing to replay", "1x"]),
+        ("test_compiled_is_as_near_as_eager", COMPILED, ["the compiled native is ", "as far from float64 as eager"]),
     ],
 )  # fmt: skip
 def test_evidence_fails_and_its_rerun_fails_again(project: Project, test: str, pair: str, words: list[str]) -> None:
@@ -149,4 +156,4 @@ def test_the_suite_passes_on_a_healthy_pair(project: Project) -> None:
     project.suite = ""
     run = run_suite(project, "PAIR = tiny_pair('planted')", "planted", "--parity-dtype=float32")
     assert run.code == 0
-    assert run.result.parseoutcomes() == {"passed": 2 * 15 + 2 * 4}
+    assert run.result.parseoutcomes() == {"passed": 2 * 15 + 2 * 5}

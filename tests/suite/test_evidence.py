@@ -19,3 +19,7 @@ def test_weights_can_show_bugs(pair_state: ParityCase, parity_evidence: Any) -> 
 
 def test_decisions_are_replayed(pair_state: ParityCase, parity_evidence: Any) -> None:
     parity_evidence(pair_state, "unmatched_decisions")
+
+
+def test_compiled_is_as_near_as_eager(pair_state: ParityCase, parity_evidence: Any) -> None:
+    parity_evidence(pair_state, "compiled_apart")

@@ -64,16 +64,22 @@ LAYERS: dict[str, frozenset[str]] = {
     "strategies": BASE | {"space"},
     "engine": RUN | RECORDED | {"about", "case", "diagnose", "failures", "report"},
     "runs": BASE | {"environment", "report", "io"},
+    "captured": SIDES,
+    "four": RUN,
+    "propagation": SIDES | {"identity", "io", "recorder"},
+    "__main__": BASE | {"cli"},
+    "commands": RUN | RECORDED | SERVICES | {"captured", "four", "propagation", "selection"},
     "inventory": DATA | {"discover", "io"},
     "doctor": BASE | {"environment", "pair", "discover", "inventory"},
-    "plugin": RUN | RECORDED | SERVICES | {"strategies"},
-    "cli": RUN | RECORDED | SERVICES | {"doctor", "selection"},
+    "plugin": RUN | RECORDED | SERVICES | {"propagation"} | {"strategies"},
+    "cli": RUN | RECORDED | SERVICES | {"commands", "doctor", "selection"},
 }
 """What each folder or file may import of the others; itself and the package's own name always."""
 
 LIBRARIES = {
     "pytest": {"plugin"}, "_pytest": {"plugin"}, "xdist": {"plugin"}, "hypothesis": {"strategies"},
-    "typer": {"cli"}, "click": {"cli"}, "rich": {"cli"}, "safetensors": {"io"}, "tempfile": {"io"}, "fcntl": {"io"},
+    "typer": {"cli", "commands"}, "click": {"cli"}, "rich": {"cli"}, "safetensors": {"io"}, "tempfile": {"io"},
+    "fcntl": {"io"},
 }  # fmt: skip
 NO_TORCH = {"errors", "registry"}
 

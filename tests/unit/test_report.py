@@ -165,7 +165,9 @@ def test_error_without_words_is_still_one() -> None:
     assert not_judged_text(case) == "not judged: no evidence"
 
 
-@pytest.mark.parametrize("field", ["observer_effect", "weight_differences", "blind_spots", "unmatched_decisions"])
+@pytest.mark.parametrize("field", [
+    "observer_effect", "weight_differences", "blind_spots", "unmatched_decisions", "compiled_apart",
+])
 def test_spoilt_evidence_has_four_lines(field: str) -> None:
     words = evidence_text({**everything()["pairs"][0]}, field, "pytest x").splitlines()
     assert len(words) == 4

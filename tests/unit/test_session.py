@@ -176,7 +176,7 @@ def test_compiled_side_is_judged_eagerly_and_compared_with_compiled() -> None:
     result = run(small_pair(build), dtype=torch.float32)
     assert result.draws[0]["final_output"].logic_error < 1e-14
     assert set(result.compiled) == {"native"}
-    assert result.compiled["native"].rel_l2 == pytest.approx(2.0**-10, rel=1e-2, abs=0)
+    assert result.compiled["native"].metrics.rel_l2 == pytest.approx(2.0**-10, rel=1e-2, abs=0)
     assert result.observer == []
 
 
