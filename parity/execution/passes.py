@@ -274,7 +274,10 @@ class FromTrace:
             raise TapError(f"tap {tap.name}: {given}, the native has {tuple(value.shape)}")
         kept = self.kept(tap, value)
         new = new if kept is None else torch.where(kept, value, new)
-        out = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+        strided = not any(step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True))
+        # An expanded value has one number at many places: it cannot be written to, and needs none of its strides.
+        strides = value.stride() if strided else torch.empty(value.shape, device="meta").stride()
+        out = torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device)
         return out.copy_(new)
 
     def _part(self, tap: Tap, number: int) -> Tensor:

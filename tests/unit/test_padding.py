@@ -107,3 +107,13 @@ def test_text_without_a_token_is_measured_as_nothing() -> None:
     r, n = draw(2, 6, 4, seed=0), draw(2, 6, 4, seed=1)
     found = measure(Measured(r, n, r.double(), n.double(), valid=torch.zeros(2, 6, 1, dtype=torch.bool)))
     assert (found.rows, found.excluded, found.logic_error) == (0, 0, 0.0)
+
+
+def test_expanded_value_goes_on_from_another() -> None:
+    """One number at many places, as an expanded timestep is, cannot be written to in place."""
+    expanded = Side(lambda v: v[:, :1].expand(-1, 6, -1), lambda v: v)
+    value = draw(2, 6, 4, seed=5)
+    plain = run("native", expanded, [tap()], shadow=False)
+    trace = run("native", expanded, [tap()], from_trace({"fc1": value}, plain))
+    assert torch.equal(trace.values[OUTPUT].low, F.linear(value, W))
+    assert distance(high_of(trace), F.linear(value.double(), W.double())) < 1e-15
