@@ -59,6 +59,15 @@ PAIR = edited(tiny_pair("planted", lora=None), output_of("blocks.1.up", lambda y
 """
 
 
+HEALTHY = "from fixtures.tiny_space import *\nPAIR = spacious('planted')"
+CALLED = """
+from fixtures.tiny_space import *
+p = spacious("planted", lora=None)
+call = lambda model, given: call_native(model, {{**given, {edit}}})
+PAIR = replace(p, native=replace(p.native, call=call))
+"""
+
+
 def run_suite(project: Project, pair: str, test: str, *arguments: str) -> Run:
     for file in SUITE.glob("test_*.py"):
         shutil.copy(file, project.pytester.path)
@@ -136,6 +145,26 @@ def test_weights_that_bfloat16_holds_cannot_show_a_down_cast(project: Project) -
     check_words(run.message("planted-lora_off"), "all float32 weights are exactly representable in bfloat16")
 
 
+@pytest.mark.parametrize(
+    ("test", "edit", "case", "words"),
+    [
+        ("test_drawn_inputs", "'t': given['t'][:1].expand_as(given['t'])", "planted-drawn-lora_off",
+         ["(limit 1e-12) at sinusoid", "on Drawn(batch=2, frames=1, height=1, width=1", "--parity-drawn="]),
+        ("test_input_is_read_alike", "'text': given['text'] * 0 + 1", "planted-input-text-lora_off",
+         ["the native ignores it: input 'text'", "likely: "]),
+    ],
+)  # fmt: skip
+def test_input_fails_and_its_rerun_fails_again(
+    project: Project, test: str, edit: str, case: str, words: list[str]
+) -> None:
+    run = run_suite(project, CALLED.format(edit=edit), f"{test} and {case}", "--parity-profile=ci")
+    assert run.code == 1
+    assert failed_tests(run) == {test}
+    lines = run.message(case)
+    check_words(lines, *words)
+    assert project.run(*shlex.split(lines[-1].split("rerun: ")[1])[1:]).code == 1
+
+
 def test_every_test_of_the_suite_is_shown_to_fail() -> None:
     shown = Path(__file__).read_text(encoding="utf-8")
     written = [line[4:].split("(")[0] for file in SUITE.glob("test_*.py") for line in file.read_text().splitlines()
@@ -154,6 +183,6 @@ def test_a_drowned_difference_warns_in_the_same_words(project: Project) -> None:
 
 def test_the_suite_passes_on_a_healthy_pair(project: Project) -> None:
     project.suite = ""
-    run = run_suite(project, "PAIR = tiny_pair('planted')", "planted", "--parity-dtype=float32")
+    run = run_suite(project, HEALTHY, "planted", "--parity-dtype=float32", "--parity-profile=ci")
     assert run.code == 0
-    assert run.result.parseoutcomes() == {"passed": 2 * 15 + 2 * 5}
+    assert run.result.parseoutcomes() == {"passed": 2 * 15 + 2 * 5 + 2 + 3}
