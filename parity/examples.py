@@ -25,6 +25,7 @@ from parity.lora.varied import varied
 from parity.numerics.evidence import Evidence
 from parity.numerics.limits import limits_for
 from parity.numerics.verdict import Judged, TapFacts, judge, settle
+from parity.pair import ModelPair
 from parity.session import PairSession
 from parity.space import Drawn
 from parity.stage import DrawOf, Nudge, Options
@@ -119,7 +120,10 @@ class Examples:
         """Make the inputs of the earlier calls and of the judged one."""
         make, build = self.session.pair.drawn, self.session.build
         assert make is not None
-        *earlier, inputs = [self.session.placed(make(build, one)) for one in (*drawn.before, drawn)]
+        try:
+            *earlier, inputs = [self.session.placed(make(build, one)) for one in (*drawn.before, drawn)]
+        except Exception as error:
+            raise _unmade(self.session.pair, drawn, error) from error
         return earlier, inputs
 
     def _view(self, drawn: Drawn, earlier: Sequence[Inputs]) -> AbstractContextManager[PairSession]:
@@ -152,6 +156,13 @@ class Examples:
                 nudges = [[Nudge(tap, draw.delta(tap))]] if tap.replace or tap.name == OUTPUT else []
                 found = view.reference_stage.impacts(draw.of, nudges)
                 settle(one, found[0] if found else None, self._limits)
+
+
+def _unmade(pair: ModelPair, drawn: Drawn, error: Exception) -> ParityError:
+    return ParityError(
+        f"{pair.name}: its `drawn` raised {type(error).__name__}: {str(error)[:200]}\n"
+        f"on {drawn!r}\nmend it, or leave such inputs out of the pair's `space`"
+    )
 
 
 def _problem(view: PairSession, drawn: Drawn, calls: Sequence[Inputs]) -> Example | None:

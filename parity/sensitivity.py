@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parity.errors import ModelFailed
+from parity.errors import ModelFailed, ParityError
 from parity.execution.passes import OUTPUT
 from parity.execution.shadow import Shadow
 from parity.execution.tap import Inputs
@@ -49,10 +49,18 @@ class Response:
 
 
 def base_inputs(pair: ModelPair, build: Build) -> dict[str, Any]:
-    """Return the inputs that are changed one by one: a typical drawn one, or the pair's default."""
-    if pair.space is not None and pair.drawn is not None:
-        return pair.drawn(build, typical(pair.space(build)))
-    return pair.inputs(build, 0)
+    """Return the inputs that are changed one by one: a typical drawn one, or the pair's default.
+
+    Raises:
+        ParityError: the pair cannot make them.
+    """
+    try:
+        if pair.space is not None and pair.drawn is not None:
+            return pair.drawn(build, typical(pair.space(build)))
+        return pair.inputs(build, 0)
+    except Exception as error:
+        what = f"{type(error).__name__}: {str(error)[:200]}"
+        raise ParityError(f"{pair.name}: its inputs cannot be made: {what}") from error
 
 
 class Sensitivity:

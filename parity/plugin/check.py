@@ -95,10 +95,10 @@ class _Check:
 
     def rerun(self) -> str:
         """Return the command that runs this test alone."""
-        return _rerun(self._config, self._node)
+        return rerun_of(self._config, self._node)
 
 
-def _rerun(config: pytest.Config, node: pytest.Item) -> str:
+def rerun_of(config: pytest.Config, node: pytest.Item) -> str:
     """Word the command that runs a test alone, from where pytest was called."""
     file, _, rest = node.nodeid.partition("::")
     path = os.path.relpath(config.rootpath / file, config.invocation_params.dir)
@@ -139,7 +139,7 @@ def parity_evidence(request: pytest.FixtureRequest, parity_state: Any) -> Any:
     def check(case: ParityCase, field: str) -> None:
         state = parity_state(case)
         if state[field]:
-            _fail(evidence_text(state, field, _rerun(request.config, request.node)))
+            _fail(evidence_text(state, field, rerun_of(request.config, request.node)))
 
     return check
 

@@ -6,16 +6,18 @@ import json
 import secrets
 import shlex
 import warnings
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import pytest
 
 from parity.case import ParityCase
 from parity.engine import Engine
 from parity.errors import ParityError, SourceMissing
-from parity.plugin.check import ParityWarning, _rerun
+from parity.plugin.check import ParityWarning, rerun_of
 from parity.plugin.options import drawn_given
 from parity.report.drawn import drawn_text, imprecise_text, sensitivity_text
+from parity.report.wording import error_text
 from parity.sensitivity import Response, Sensitivity
 from parity.session import PairSession
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:  # hypothesis takes its time to import, and not everyone has i
     from parity.explored import Explored
     from parity.strategies import Profile
 
+T = TypeVar("T")
 _SENSITIVITIES = pytest.StashKey[dict[str, Sensitivity]]()
 
 
@@ -33,20 +36,25 @@ class _Check:
         self._config, self._node, self._engine = request.config, request.node, engine
 
     def _session(self, case: ParityCase) -> PairSession:
-        try:
-            session = self._engine.session(case.pair)
-        except SourceMissing as error:
-            if case.pair in self._config.getoption("--parity-require"):
-                self._fail(f"{case.pair} is required and not here: {error}")
-            pytest.skip(str(error))
-        except ParityError as error:
-            self._fail(f"{case.id}: {error}\n  rerun: {self._rerun()}")
+        session = self._tried(case, lambda: self._engine.session(case.pair))
         if not isinstance(session, PairSession) or session.recorded is not None:
             self._not_judged("needs both models in memory: pass --parity-residency=together")
         return session
 
+    def _tried(self, case: ParityCase, compute: Callable[[], T]) -> T:
+        """Compute something; a missing source skips the test, another error fails it in five lines."""
+        try:
+            return compute()
+        except ParityError as error:
+            problem = error
+        if not isinstance(problem, SourceMissing):
+            self._fail(error_text({"id": case.id, "reasons": str(problem).splitlines()}, self._rerun()))
+        if case.pair in self._config.getoption("--parity-require"):
+            self._fail(f"{case.pair} is required and not here: {problem}")
+        pytest.skip(str(problem))
+
     def _rerun(self, extra: str = "") -> str:
-        return _rerun(self._config, self._node) + extra
+        return rerun_of(self._config, self._node) + extra
 
     def _outcome(self, outcome: str) -> None:
         self._node.user_properties.append(("parity_outcome", outcome))
@@ -72,10 +80,8 @@ class _DrawnCheck(_Check):
 
         session, profile = self._session(case), self._profile(case)
         only = drawn_given(self._config)
-        try:
-            found = explored(session, case.lora, self._engine.settings.options, profile, only)
-        except ParityError as error:
-            self._fail(f"{case.id}: {error}\n  rerun: {self._rerun()}")
+        options = self._engine.settings.options
+        found = self._tried(case, lambda: explored(session, case.lora, options, profile, only))
         self._node.user_properties.append(("parity_drawn", json.dumps([repr(e.drawn) for e in found.examples])))
         self._end(case, found, self._repeated(profile, only))
 
@@ -146,9 +152,7 @@ class _SensitivityCheck(_Check):
     def _responses(self, case: ParityCase, name: str) -> list[Response]:
         session = self._session(case)
         held = self._config.stash.setdefault(_SENSITIVITIES, {})
-        try:
-            if case.pair not in held:
-                held[case.pair] = Sensitivity(session, self._engine.settings.options.shadow_dtype)
-            return held[case.pair].of(name)
-        except ParityError as error:
-            self._fail(f"{case.id}: {error}\n  rerun: {self._rerun()}")
+        if case.pair not in held:
+            shadow_dtype = self._engine.settings.options.shadow_dtype
+            held[case.pair] = self._tried(case, lambda: Sensitivity(session, shadow_dtype))
+        return self._tried(case, lambda: held[case.pair].of(name))
