@@ -23,6 +23,7 @@ from parity.engine import Engine, Settings
 from parity.errors import ParityError, RecordError, SourceMissing, UsageError, WrongSource
 from parity.inventory import describe_pair, find_project, render_pairs
 from parity.io.records import as_json
+from parity.report.record import unjudged_record
 from parity.report.terminal import render_run
 from parity.report.wording import failure_text
 from parity.run import Options
@@ -120,26 +121,36 @@ def run(
         states = lora_states(chosen, lora)
         cases = [case for case in cases_of(chosen, settings.build(chosen)) if case.lora in states]
         book = RunBook(report)
-        errors = _judge(Engine({chosen.name: chosen}, settings), select(cases, expression), book)
+        taken = select(cases, expression)
+        selected = len(taken) < len(list(cases_of(chosen, settings.build(chosen))))
+        errors = _judge(Engine({chosen.name: chosen}, settings), taken, book, selected)
         given = _repeated(folders, dtype=dtype, size=size, draws=draws, seed=seed or None, device=device)
         _emit(book.record(), _rendered(book, given), json_out)
         _say(errors, book)
     raise typer.Exit(_exit_code(book, errors))
 
 
-def _judge(engine: Engine, cases: list[ParityCase], book: RunBook) -> dict[str, ParityError]:
-    """Look every case up and write the record; return the errors of the LoRA states that could not be run."""
+def _judge(engine: Engine, cases: list[ParityCase], book: RunBook, selected: bool) -> dict[str, ParityError]:
+    """Look every case up and write the record; return the errors of the states that could not be run."""
     errors: dict[str, ParityError] = {}
-    for case in cases:
-        try:
-            book.add_case(engine.case_record(case))
-            book.add_state(engine.state_record(case))
-        except _NOT_HERE:
-            raise
-        except ParityError as error:
-            errors[case.state] = error
-    book.write(complete=not errors)
+    with book.kept(selected):
+        for order, case in enumerate(cases):
+            try:
+                book.begin(case.pair, case.state, selected)
+                book.add_case(engine.case_record(case))
+                book.add_state(engine.state_record(case))
+            except _NOT_HERE:
+                raise
+            except ParityError as error:
+                errors[case.state] = error
+                book.add_case(_unjudged(case, error, order))
     return errors
+
+
+def _unjudged(case: ParityCase, error: ParityError, order: int) -> dict[str, Any]:
+    return unjudged_record(
+        case_id=case.id, pair=case.pair, state=case.state, tap=case.tap, outcome="error", text=str(error), order=order
+    )  # fmt: skip
 
 
 def _rendered(book: RunBook, given: str) -> str:
@@ -148,7 +159,7 @@ def _rendered(book: RunBook, given: str) -> str:
     for case in record["cases"]:
         if case["outcome"] in ("failed", "warned"):
             parts.append(failure_text(case, f'parity run {case["pair"]}{given} -k "{case["id"]}"'))
-    return "\n\n".join([*parts, f"record: {book.shown_path}"])
+    return "\n\n".join([*parts, "\n".join(f"record: {line}" for line in book.told())])
 
 
 def _say(errors: Mapping[str, ParityError], book: RunBook) -> None:
