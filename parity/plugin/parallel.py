@@ -25,6 +25,11 @@ class ByState(LoadScopeScheduling):  # type: ignore[misc]
     def _split_scope(self, nodeid: str) -> str:
         return state_of(nodeid) or nodeid
 
+    def _reschedule(self, node: Any) -> None:
+        """Give a worker more to do, but not one that replaces a dead one and has not collected yet."""
+        if node in self.registered_collections:
+            super()._reschedule(node)
+
     def remove_node(self, node: Any) -> str | None:
         """Take a worker out; where it died, give up the state it died in and hand the others to other workers.
 
