@@ -82,9 +82,14 @@ def test_interrupt_while_the_record_is_written_waits_for_it(project: Project, mo
 
 def test_interrupts_are_put_off_once_and_not_lost() -> None:
     done = []
-    with pytest.raises(KeyboardInterrupt), uninterrupted():
-        os.kill(os.getpid(), signal.SIGINT)
-        done.append("went on")
+
+    def interrupted() -> None:
+        with uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert done == ["went on"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
