@@ -43,11 +43,17 @@ def render_case(case: Mapping[str, Any], width: int = 80) -> str:
     return f"{case['tap']:<24}{case['verdict']:<28}{'  '.join(parts)}"[:width]
 
 
+def _substitutes(state: Mapping[str, Any]) -> str:
+    found = [" ".join(str(one).split()) for one in state["substitutes"]]
+    return f"{len(found)} parts that are not here: {'; '.join(found)}"
+
+
 def _state(state: Mapping[str, Any], cases: list[Mapping[str, Any]], width: int, color: bool) -> list[str]:
     rows = [
         (f"{state['pair']} {state['state']}", _what(state)),
         ("observer", _observer(state)),
         ("attention", _attention(state)),
+        *([("stand-ins", _substitutes(state))] if state["substitutes"] else []),
         *_extras(state),
         ("bit-exact", _count(cases, "bit-exact")),
         ("verdicts", _verdicts(cases)),
@@ -92,10 +98,9 @@ def _observer(state: Mapping[str, Any]) -> str:
     broken = state["observer_effect"]
     same = "no: " + broken[0] if broken else "yes"
     rows = max(1, state["rows"])
-    return (
-        f"plain and shadowed forward bit-identical on both sides: {same}; "
-        f"untrusted {state['untrusted_rows']} of {rows} rows; substitutes: {', '.join(state['substitutes']) or 'none'}"
-    )
+    trusted = f"untrusted {state['untrusted_rows']:,} of {rows:,} rows"
+    none = "" if state["substitutes"] else "; substitutes: none"
+    return f"plain and shadowed forward bit-identical on both sides: {same}; {trusted}{none}"
 
 
 def _attention(state: Mapping[str, Any]) -> str:
