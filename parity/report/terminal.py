@@ -8,6 +8,9 @@ from typing import Any
 
 _RED, _GREEN, _YELLOW, _BOLD, _PLAIN = "\033[31m", "\033[32m", "\033[33m", "\033[1m", "\033[0m"
 
+_SHOWN = 3
+"""Substitutes that are named; the record has all."""
+
 
 def render_run(record: Mapping[str, Any], width: int = 80, color: bool = False) -> str:
     """Render a run record as text of at most `width` columns."""
@@ -45,7 +48,8 @@ def render_case(case: Mapping[str, Any], width: int = 80) -> str:
 
 def _substitutes(state: Mapping[str, Any]) -> str:
     found = [" ".join(str(one).split()) for one in state["substitutes"]]
-    return f"{len(found)} parts that are not here: {'; '.join(found)}"
+    more = f"; and {len(found) - _SHOWN} more, in the record" if len(found) > _SHOWN else ""
+    return f"{len(found)}: {'; '.join(found[:_SHOWN])}{more}"
 
 
 def _state(state: Mapping[str, Any], cases: list[Mapping[str, Any]], width: int, color: bool) -> list[str]:
@@ -53,7 +57,7 @@ def _state(state: Mapping[str, Any], cases: list[Mapping[str, Any]], width: int,
         (f"{state['pair']} {state['state']}", _what(state)),
         ("observer", _observer(state)),
         ("attention", _attention(state)),
-        *([("stand-ins", _substitutes(state))] if state["substitutes"] else []),
+        *([("substitutes", _substitutes(state))] if state["substitutes"] else []),
         *_extras(state),
         ("bit-exact", _count(cases, "bit-exact")),
         ("verdicts", _verdicts(cases)),
