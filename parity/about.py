@@ -110,6 +110,7 @@ def _record(session: PairSession) -> dict[str, Any]:
         "declared": dict(pair.declared),
         "weight_differences": weight_differences(session.weights),
         "stored_weight_rounding": sum(w.finer is not None or w.native_finer for w in session.weights.values()),
+        "shared_code": shared_code(pair.reference.source.module, session.reference.model, session.native.model),
         "blind_spots": [s for side in (session.reference, session.native) for s in blind_spots(side.label, side.model)],
     }
 
@@ -152,6 +153,19 @@ def check_source(loaded: LoadedSide) -> None:
     checkout = os.environ.get(source.checkout or "", "")
     if checkout and not source.bundled:
         check_imported_from(source.module, Path(checkout).expanduser())
+
+
+def shared_code(module: str, reference: nn.Module, native: nn.Module) -> list[str]:
+    """Say which classes of the reference's package both sides run: a port that imports a part proves nothing of it.
+
+    `module` is where the reference's code comes from; classes of other packages, torch's first, are nobody's port.
+    """
+    package, theirs = module.partition(".")[0], {type(m) for m in reference.modules()}
+    found: dict[type, str] = {}
+    for path, part in native.named_modules():
+        if type(part) in theirs and type(part).__module__.partition(".")[0] == package != "torch":
+            found.setdefault(type(part), path)
+    return [f"{c.__module__}.{c.__qualname__} (native: {path})" for c, path in found.items()]
 
 
 def blind_spots(side: str, model: nn.Module) -> list[str]:

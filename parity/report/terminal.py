@@ -85,7 +85,7 @@ def _wrapped(label: str, text: str, width: int, mark: str) -> list[str]:
 def _colored(label: str, text: str, cases: list[Mapping[str, Any]]) -> str:
     if label == "verdicts":
         return _RED if any(c["outcome"] == "failed" for c in cases) else _GREEN
-    if label in ("starts at", "untrusted", "weights", "blind"):
+    if label in ("starts at", "untrusted", "weights", "blind", "shared"):
         return _YELLOW
     return _BOLD if " " in label else ""
 
@@ -125,6 +125,8 @@ def _extras(state: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("weights", f"{len(found)} differ: {'; '.join(found[:2])}"))
     if state["blind_spots"]:
         rows.append(("blind", "; ".join(state["blind_spots"])))
+    if shared := state.get("shared_code"):
+        rows.append(("shared", f"the port runs {len(shared)} of the original's own classes: {'; '.join(shared[:2])}"))
     if state["decisions"]:
         flips = sum(state["flips"].values())
         unmatched = sum(state["unmatched_decisions"].values())

@@ -52,6 +52,13 @@ def test_record_holds_environment_pairs_cases_and_summary(project: Project) -> N
     assert record["environment"]["torch"]
 
 
+def test_code_that_both_sides_run_is_told(project: Project) -> None:
+    project.pair("small", SMALL)
+    run = project.run("-q")
+    assert run.record["pairs"][0]["shared_code"] == ["fixtures.tiny._TimeEmbedding (native: sinusoid)"]
+    assert "shared     the port runs 1 of the original's own classes: fixtures.tiny._TimeEmbedding" in run.text
+
+
 def test_record_is_strict_json(project: Project) -> None:
     project.pair("small", SMALL)
     project.run("-q")
