@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from parity.errors import RecordError
-from parity.plugin.cases import case_of, state_of
+from parity.plugin.cases import are_listed, case_of, state_of
 from parity.plugin.check import rerun_of, unjudged
 from parity.plugin.partial import Selection
 from parity.report.terminal import render_run
@@ -34,7 +34,7 @@ class Bookkeeper:
 
     @property
     def _book(self) -> RunBook:
-        """The book, opened with the first case: from then on other runs cannot write the same record."""
+        """The book, opened before the first state is computed: from then on no other run can write the same record."""
         if self._kept is None:
             from parity.runs import RunBook
 
@@ -43,14 +43,26 @@ class Bookkeeper:
                 self._kept.hold()
             except RecordError as error:
                 self._problems.append(_unwritten(error))
+                self._tell(f"parity: {self._problems[-1]}")
         return self._kept
+
+    def _tell(self, text: str) -> None:
+        """Say something at once: what is computed now may take hours."""
+        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.ensure_newline()
+            reporter.write_line(text, red=True)
+
+    @property
+    def _is_empty(self) -> bool:
+        return self._kept is None or not self._kept.cases
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Before another state is computed, write what there is: whatever ends this run, it is not lost."""
         state = state_of(nodeid)
-        if state is not None and state not in self._begun:
+        if state is not None and state not in self._begun and are_listed(self._config):
             self._begun.add(state)
-            if self._kept is not None and not self._problems:
+            if self._book.cases and not self._problems:
                 self._write(complete=False)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -87,7 +99,8 @@ class Bookkeeper:
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the record; a run in which nothing was judged is an error."""
-        if self._kept is None:
+        if self._kept is None or self._is_empty:
+            self._release()
             return
         stopped = bool(session.shouldstop or session.shouldfail or self._crashed)
         try:
@@ -96,7 +109,7 @@ class Bookkeeper:
         except KeyboardInterrupt:  # put off until the record was written
             exitstatus = session.exitstatus = pytest.ExitCode.INTERRUPTED
         finally:
-            self._kept.release()
+            self._release()
         if not self._book.judged:
             self._problems.append("no case was judged: this run proves nothing")
         required = self._config.getoption("--parity-require")
@@ -104,6 +117,10 @@ class Bookkeeper:
         self._problems += [f"{name} is required and no case of it was judged" for name in missed]
         if self._problems and exitstatus == 0:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _release(self) -> None:
+        if self._kept is not None:
+            self._kept.release()
 
     def _write(self, complete: bool) -> None:
         try:
@@ -113,7 +130,7 @@ class Bookkeeper:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Show the parity summary of the run."""
-        if self._kept is None:
+        if self._is_empty:
             return
         writer = terminalreporter._tw
         width = min(writer.fullwidth, 120)

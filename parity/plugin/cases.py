@@ -56,8 +56,15 @@ def cases_of(config: pytest.Config) -> list[ParityCase]:
     return config.stash[_CASES]
 
 
+def are_listed(config: pytest.Config) -> bool:
+    """Say whether anything has asked for cases: else no test is one, whatever its id looks like."""
+    return _CASES in config.stash
+
+
 def case_of(config: pytest.Config, nodeid: str) -> ParityCase | None:
     """Return the case of a test id, None for a test that is no case."""
+    if not are_listed(config):
+        return None
     found = _places(config).get(nodeid.rpartition("[")[2].removesuffix("]"))
     return None if found is None else found[0]
 

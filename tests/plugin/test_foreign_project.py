@@ -48,6 +48,19 @@ def test_own_tests_in_workers_are_left_alone(project: Project) -> None:
     assert project.run("-q", "-n", "1", apart=True).result.parseoutcomes() == {"passed": 1}
 
 
+def test_a_worker_that_dies_of_an_own_test_is_told_as_ever(project: Project) -> None:
+    project.pytester.makeini("[pytest]")
+    project.suite = (
+        "import os, pytest, signal\n"
+        "@pytest.mark.parametrize('n', ['a-lora_on', 'b'])\n"
+        "def test_own(n): n == 'b' or os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    run = project.run("-q", "-n", "1", apart=True)
+    assert run.result.parseoutcomes() == {"passed": 1, "failed": 1}
+    assert "crashed while running 'test_suite.py::test_own[a-lora_on]'" in run.text
+    assert "INTERNALERROR" not in run.text
+
+
 @pytest.mark.parametrize(
     "plugin", ["xdist", "cacheprovider", "logging", "warnings", "skipping", "capture", "faulthandler"]
 )
