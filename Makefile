@@ -28,7 +28,7 @@ $(READY): requirements/lock.txt requirements/lock-py310.txt pyproject.toml
 	@touch $(READY)
 
 parity: $(READY) ## judge the bundled pair, block by block, LoRA off and on
-	$(BIN)/pytest -m parity -k "longcat and not longcat_fastvideo" $(ARGS) tests/suite
+	$(BIN)/pytest -m parity --parity-pair longcat $(ARGS) tests/suite
 
 test: $(READY) ## run every test; gets the one third-party source they need
 	$(BIN)/python scripts/unpack_third_party.py wan22
