@@ -19,6 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from parity import cli
+from parity.commands import run
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACES = ("*.md", "docs/**/*.md", "*/README.md", "benchmarks/**/*.md")
@@ -85,7 +86,7 @@ def _at_the_root_without_models(monkeypatch: pytest.MonkeyPatch) -> None:
         raise _ModelsReachedError
 
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(cli, "_judge", reached)
+    monkeypatch.setattr(run, "judge_cases", reached)
 
 
 def named(path: Path) -> str:
