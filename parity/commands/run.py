@@ -121,7 +121,7 @@ def _run(
 ) -> int:
     """Judge cases, write and show the record; return the exit code."""
     book, engine = RunBook(report), Engine({pair.name: pair}, settings)
-    errors = judge_cases(engine, cases, book, selected=len(cases) < whole)
+    errors = judge_cases(engine, cases, book, len(cases) < whole)
     emit(book.record(), _rendered(book, words), json_out)
     _say(errors, book)
     return _exit_code(book, errors)

@@ -74,6 +74,7 @@ def wrong_selection(words: list[str]) -> str | None:
 
 
 def wrong_call(words: list[str]) -> str | None:
+    """Run a command up to where models would be loaded."""
     result = CliRunner().invoke(cli.app, words)
     if isinstance(result.exception, _ModelsReachedError):
         return None
