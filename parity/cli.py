@@ -17,6 +17,8 @@ import typer
 import parity
 from parity.case import ParityCase, cases_of
 from parity.choices import device_named, dtype_named, lora_states, size_named
+from parity.commands.new import EXAMPLES as NEW_EXAMPLES
+from parity.commands.new import new
 from parity.discover import choose
 from parity.doctor import as_records, examine, render_checks, worst
 from parity.engine import Engine, Settings
@@ -190,5 +192,7 @@ def _reported(json_out: bool) -> Iterator[None]:
         typer.echo(f"parity: {error}", err=True)
         raise typer.Exit(code) from error
 
+
+app.command(epilog=NEW_EXAMPLES)(new)
 
 __all__ = ["app", "main"]

@@ -110,10 +110,14 @@ def score(board: _Board, r: Group, n: Group) -> float | None:
     how = fit(r, n)
     if how is None:
         return None
-    tables = sort_of(r.leaf) == "" and sort_of(n.leaf) == ""
-    names = similarity(r.template if tables else r.owner, n.template if tables else n.owner)
     cost = 0.3 if "transpose" in how else 0.1 if how else 0.0
-    return names + board.leaning(r, n) + (0.2 if _rank(board, r, n) else 0.0) - cost
+    return _named_alike(r, n) + board.leaning(r, n) + (0.2 if _rank(board, r, n) else 0.0) - cost
+
+
+def _named_alike(r: Group, n: Group) -> float:
+    """Compare the layers' names; for tables (no weight, no bias) the tensors' own too."""
+    tables = sort_of(r.leaf) == "" and sort_of(n.leaf) == ""
+    return similarity(r.template, n.template) if tables else similarity(r.owner, n.owner)
 
 
 def _rank(board: _Board, r: Group, n: Group) -> bool:
@@ -138,7 +142,7 @@ def _take_sole(board: _Board) -> None:
     for r, n in pairs:
         squarish = r.shape.numel() == max(r.shape)
         if count[r] == count[n] == 1 and not squarish:
-            certain = similarity(r.template, n.template) > 0.1
+            certain = _named_alike(r, n) > 0.1
             board.take(Match("rename", (r,), (n,), "the only one of its shape", certain))
 
 

@@ -26,17 +26,25 @@ def output_of(returned: Any) -> Picked | None:
     if path is None:
         return None
     steps = path.split(".")
-    return "returned" + "".join(_step_text(returned, step) for step in steps), lambda r: _followed(r, steps)
+    return "returned" + _text(returned, steps), lambda r: _followed(r, steps)
 
 
-def _step_text(returned: Any, step: str) -> str:
-    if step.isdigit():
-        return f"[{step}]"
-    return f".{step}" if hasattr(returned, step) else f'["{step}"]'
+def _text(held: Any, steps: list[str]) -> str:
+    text = ""
+    for step in steps:
+        text += f"[{step}]" if step.isdigit() else f".{step}" if hasattr(held, step) else f'["{step}"]'
+        held = _stepped(held, step)
+    return text
+
+
+def _stepped(held: Any, step: str) -> Any:
+    if step.isdigit() and not isinstance(held, Mapping):
+        return held[int(step)]
+    return held[step] if isinstance(held, Mapping) else getattr(held, step)
 
 
 def _followed(held: Any, steps: list[str]) -> Tensor:
     for step in steps:
-        held = held[int(step)] if step.isdigit() else held[step] if isinstance(held, Mapping) else getattr(held, step)
+        held = _stepped(held, step)
     found: Tensor = held
     return found

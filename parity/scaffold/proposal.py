@@ -51,7 +51,7 @@ class KeyProposal:
         matches: what is proposed.
         reference_blank, native_blank: what has no proposal.
         reference_ties, native_ties: keys that are another key's memory, with that key.
-        existing: a map taken from a mapping or converter, with its source text; `matches` is then empty.
+        existing: a map taken from a mapping or converter, with its source text; `matches` then only pair tensors.
         problems: what an existing map leaves open, in words.
     """
 
@@ -88,11 +88,7 @@ class KeyProposal:
     def key_map(self, *, trial: bool = False) -> KeyMap:
         """Return the proposal as a key map; for a trial run with everything blank declared."""
         lines = self.lines() + (self.blanks() if trial else [])
-        if self.existing is None:
-            return KeyMap(tuple(line.rule for line in lines))
-        existing = self.existing[0]
-        declared = tuple(line.rule for line in lines)
-        return KeyMap((*declared, *existing.rules), existing.function)
+        return KeyMap(tuple(line.rule for line in lines)) if self.existing is None else self.existing[0]
 
 
 def pattern_of(groups: Sequence[Group]) -> str:

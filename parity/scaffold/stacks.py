@@ -95,15 +95,3 @@ def groups_of(tensors: Mapping[str, Tensor], stacks: Mapping[str, int]) -> list[
         found[template, value.shape].append(index)
         order.setdefault((template, value.shape), number)
     return [Group(t, tuple(sorted(indices)), shape, order[t, shape]) for (t, shape), indices in found.items()]
-
-
-def ties_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return keys whose tensor is the memory of an earlier key, with that key."""
-    first: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
-    ties = {}
-    for key, value in tensors.items():
-        if value.numel() and not value.is_meta:
-            owner = first.setdefault((value.data_ptr(), value.shape, value.stride()), key)
-            if owner != key:
-                ties[key] = owner
-    return ties

@@ -1,0 +1,127 @@
+"""Decide by running what names leave open: the one assignment under which more of both models agrees.
+
+Layers are tried with all their tensors at once, as a layer with the right weight and the wrong bias agrees nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import permutations
+
+from parity.scaffold.keys import fit
+from parity.scaffold.proposal import KeyProposal, Match
+from parity.scaffold.stacks import Group
+from parity.scaffold.trial import Trial
+
+MOST = 24
+"""Assignments tried for layers of one shape; more stay blank."""
+
+Layer = tuple[Group, ...]
+
+
+def confirmed(keys: KeyProposal, trial: Trial | None) -> KeyProposal:
+    """Return the proposal with nothing uncertain in it: confirmed by a run, or blank.
+
+    A rename of a square matrix that agrees only transposed becomes one.
+    """
+    sure = _sure(keys)
+    if trial is None:
+        return sure
+    for refs, natives in _open_layers(sure):
+        sure = _decided(sure, refs, natives, trial)
+    return _transposed(sure, trial)
+
+
+def _sure(keys: KeyProposal) -> KeyProposal:
+    """Move what is uncertain to the blanks, with the other tensors of such a layer: they followed it."""
+    layers = {_layers_of(m) for m in keys.matches if not m.certain}
+    doubtful = [m for m in keys.matches if _layers_of(m) in layers]
+    return replace(
+        keys,
+        matches=[m for m in keys.matches if m not in doubtful],
+        reference_blank=[*keys.reference_blank, *(g for m in doubtful for g in m.reference)],
+        native_blank=[*keys.native_blank, *(g for m in doubtful for g in m.native)],
+    )
+
+
+def _layers_of(match: Match) -> tuple[str, ...]:
+    return tuple(g.owner for g in (*match.reference, *match.native))
+
+
+def _open_layers(keys: KeyProposal) -> Iterator[tuple[list[Layer], list[Layer]]]:
+    """Yield layers without a proposal that could be each other: those of both sides that fit."""
+    refs, natives = _layers(keys.reference_blank), _layers(keys.native_blank)
+    while refs:
+        theirs = [n for n in natives if _fitted(refs[0], n)]
+        mine = [r for r in refs if any(_fitted(r, n) for n in theirs)] or refs[:1]
+        refs = [r for r in refs if r not in mine]
+        natives = [n for n in natives if n not in theirs]
+        if theirs:
+            yield mine, theirs
+
+
+def _layers(groups: Sequence[Group]) -> list[Layer]:
+    owners = dict.fromkeys(group.owner for group in groups)
+    return [tuple(sorted((g for g in groups if g.owner == o), key=lambda g: g.leaf)) for o in owners]
+
+
+def _fitted(r: Layer, n: Layer) -> list[Match] | None:
+    """Return the matches of a layer's tensors, None where one does not fit."""
+    found = [Match("rename", (a,), (b,), "", **how) for a, b in zip(r, n, strict=False) if (how := fit(a, b)) is not None]
+    return found if len(found) == len(r) == len(n) else None
+
+
+def _decided(keys: KeyProposal, refs: list[Layer], natives: list[Layer], trial: Trial) -> KeyProposal:
+    few, many = (refs, natives) if len(refs) <= len(natives) else (natives, refs)
+    tries = list(permutations(range(len(many)), len(few)))
+    if len(tries) > MOST:
+        return keys
+    sets = [_assigned(few, [many[i] for i in order], turned=few is natives) for order in tries]
+    scored = [(trial.score(with_matches(keys, s)), s) for s in sets if s]
+    scored.sort(key=lambda item: -item[0])
+    before = trial.score(keys)
+    runner_up = scored[1][0] if len(scored) > 1 else before
+    if not scored or scored[0][0] <= max(runner_up, before):
+        return keys
+    more = scored[0][0] - max(runner_up, before)
+    return with_matches(keys, [replace(m, evidence=f"decided by a run: {more} more values agree") for m in scored[0][1]])
+
+
+def _assigned(few: Sequence[Layer], chosen: Sequence[Layer], turned: bool) -> list[Match]:
+    found = [_fitted(b, a) if turned else _fitted(a, b) for a, b in zip(few, chosen, strict=True)]
+    return [] if any(f is None for f in found) else [m for f in found if f for m in f]
+
+
+def with_matches(keys: KeyProposal, more: Sequence[Match]) -> KeyProposal:
+    """Return a proposal with further matches, taken from its blanks."""
+    mine, theirs = {g for m in more for g in m.reference}, {g for m in more for g in m.native}
+    return replace(
+        keys,
+        matches=[*keys.matches, *more],
+        reference_blank=[g for g in keys.reference_blank if g not in mine],
+        native_blank=[g for g in keys.native_blank if g not in theirs],
+    )
+
+
+def _transposed(keys: KeyProposal, trial: Trial) -> KeyProposal:
+    """Transpose square matrices of layers that differ, where a run agrees in more values that way."""
+    best = trial.score(keys)
+    suspects = trial.differing_layers()
+    for match in [m for m in keys.matches if _could_be_transposed(m) and _first_layer(m) in suspects]:
+        how = f"{match.evidence}; a run agrees only transposed"
+        turned = replace(match, transpose=not match.transpose, evidence=how)
+        tried = replace(keys, matches=[turned if m is match else m for m in keys.matches])
+        if (found := trial.score(tried)) > best:
+            keys, best = tried, found
+    trial.carry(keys)
+    return keys
+
+
+def _could_be_transposed(match: Match) -> bool:
+    shape = match.reference[0].shape
+    return match.kind == "rename" and len(shape) == 2 and shape[0] == shape[1] and "values" not in match.evidence
+
+
+def _first_layer(match: Match) -> str:
+    return match.native[0].keys[0].rpartition(".")[0]
