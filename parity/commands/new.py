@@ -16,9 +16,10 @@ from parity.errors import ModelFailed, ParityError, UsageError
 from parity.inventory import find_project
 from parity.io.atomic import write_atomic
 from parity.io.config import configured
+from parity.scaffold.lines import BLANK
 from parity.scaffold.propose import Proposal, Request, agrees, propose
 from parity.scaffold.sides import Factory, config_of
-from parity.scaffold.write import BLANK, pair_file
+from parity.scaffold.write import pair_file
 
 EXAMPLES = "\n".join(
     (
@@ -31,7 +32,8 @@ EXAMPLES = "\n".join(
 Where = Annotated[str, typer.Option(metavar="MODULE:NAME", help="A class or function that gives the model.")]
 Config = Annotated[str | None, typer.Option(metavar="JSON", help="Keyword arguments for it, for a tiny model.")]
 Call = Annotated[
-    str | None, typer.Option(metavar="MODULE:NAME", help="A function of (model, inputs) that runs it. Default: proposed.")
+    str | None,
+    typer.Option(metavar="MODULE:NAME", help="A function of (model, inputs) that runs it. Default: proposed."),
 ]
 
 
@@ -88,7 +90,8 @@ def _file(name: str, output: Path | None, force: bool) -> Path:
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
     if output is None and not project.folders:
-        raise UsageError("no pair folder is configured\nset `parity_pairs` in the pytest configuration, or pass -o FILE")
+        text = "no pair folder is configured\nset `parity_pairs` in the pytest configuration, or pass -o FILE"
+        raise UsageError(text)
     file = output or project.folders[0] / f"{name}.py"
     if file.exists() and not force:
         raise UsageError(f"{_shown(file)} is there already\npass --force to replace it, or -o FILE to write elsewhere")

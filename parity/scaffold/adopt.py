@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
-
 
 from parity.errors import KeyMapError, UsageError
 from parity.scaffold.proposal import KeyProposal, Match
@@ -36,7 +36,8 @@ def adopted(mapping: str | None, converter: str | None) -> tuple[KeyMap, str, st
             raise UsageError(f"{where} is a {type(held).__name__}\nvalid for --mapping: a dict from pattern to name")
         return KeyMap.from_mapping(held), f"KeyMap.from_mapping({name})", where
     if not callable(held):
-        raise UsageError(f"{where} is a {type(held).__name__}\nvalid for --converter: a function from state dict to state dict")
+        valid = "valid for --converter: a function from state dict to state dict"
+        raise UsageError(f"{where} is a {type(held).__name__}\n{valid}")
     return KeyMap.from_function(_whole(held)), f"KeyMap.from_function({name})", where
 
 
@@ -56,7 +57,12 @@ def adopted_keys(
     try:
         plan = key_map.plan(*shapes)
     except KeyMapError as error:
-        return KeyProposal(otherwise.matches, existing=(key_map, text), problems=str(error).splitlines())
+        made = {route.native for rule in key_map.rules for key in shapes[0] for route in rule.routes(key)}
+        suggested = [m for m in otherwise.matches if m.certain and not made >= {k for g in m.native for k in g.keys}]
+        return replace(
+            otherwise, existing=(key_map, text), problems=str(error).splitlines(),
+            suggested=[] if key_map.function is not None else suggested,
+        )  # fmt: skip
     return KeyProposal(_matches(plan, reference, native), existing=(key_map, text))
 
 

@@ -68,7 +68,8 @@ def _layers(groups: Sequence[Group]) -> list[Layer]:
 
 def _fitted(r: Layer, n: Layer) -> list[Match] | None:
     """Return the matches of a layer's tensors, None where one does not fit."""
-    found = [Match("rename", (a,), (b,), "", **how) for a, b in zip(r, n, strict=False) if (how := fit(a, b)) is not None]
+    hows = [(a, b, fit(a, b)) for a, b in zip(r, n, strict=False)]
+    found = [Match("rename", (a,), (b,), "", **how) for a, b, how in hows if how is not None]
     return found if len(found) == len(r) == len(n) else None
 
 
@@ -84,8 +85,8 @@ def _decided(keys: KeyProposal, refs: list[Layer], natives: list[Layer], trial: 
     runner_up = scored[1][0] if len(scored) > 1 else before
     if not scored or scored[0][0] <= max(runner_up, before):
         return keys
-    more = scored[0][0] - max(runner_up, before)
-    return with_matches(keys, [replace(m, evidence=f"decided by a run: {more} more values agree") for m in scored[0][1]])
+    said = f"decided by a run: {scored[0][0] - max(runner_up, before)} more values agree"
+    return with_matches(keys, [replace(m, evidence=said) for m in scored[0][1]])
 
 
 def _assigned(few: Sequence[Layer], chosen: Sequence[Layer], turned: bool) -> list[Match]:

@@ -6,6 +6,7 @@ Letters in shapes: B batch, F latent frames, H W latent height and width, S toke
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,9 @@ from parity.scaffold.names import weights_of
 
 TEXT_TOKENS, GRID = 16, (4, 8, 16)
 """Sizes of proposed inputs; frames, rows and columns of tokens differ, so that no two axes can be exchanged unseen."""
+
+_CAST = ("latents", "text")
+"""Roles that are handed over in the model's dtype; a timestep stays as it is."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,15 @@ class Drawn:
         drawn = {
             "randn": f"torch.randn({', '.join(map(str, self.shape))}, generator=generator)",
             "steps": f"600.0 + 399.0 * torch.rand({self.shape[0]}, generator=generator)",
+            "count": str(self.shape[0]),
             "mask": f"(torch.arange({self.shape[-1]}) < {self.shape[-1] - 4}).expand({self.shape[0]}, -1).long()",
         }
         return drawn[self.how]
 
-    def draw(self, generator: torch.Generator) -> Tensor:
+    def draw(self, generator: torch.Generator) -> Tensor | int:
         """Draw it, as its text says."""
+        if self.how == "count":
+            return self.shape[0]
         if self.how == "steps":
             return 600.0 + 399.0 * torch.rand(self.shape, generator=generator)
         if self.how == "mask":
@@ -63,9 +70,12 @@ class Arguments:
 
     def call(self, model: nn.Module, inputs: Inputs) -> Any:
         """Call the model."""
-        return model(**{name: self._value(key, inputs[key]) for name, key in self.given.items()})
+        dtype = next((p for p in model.parameters() if p.dim() > 1), torch.empty(0)).dtype
+        return model(**{name: self._value(key, inputs[key], dtype) for name, key in self.given.items()})
 
-    def _value(self, key: str, value: Any) -> Any:
+    def _value(self, key: str, value: Any, dtype: torch.dtype) -> Any:
+        """Do to an input what `text` says."""
+        value = value.to(dtype) if role_of(key) in _CAST else value
         return value.unsqueeze(1) if key in self.reshapes else value
 
     @property
@@ -73,7 +83,7 @@ class Arguments:
         """The source text of the arguments, latents and text in the model's dtype, timesteps as they are."""
         words = []
         for name, key in self.given.items():
-            cast = ".to(dtype)" if role_of(key) in ("latents", "text") else ""
+            cast = ".to(dtype)" if role_of(key) in _CAST else ""
             words.append(f'{name}=inputs["{key}"]{cast}{".unsqueeze(1)" if key in self.reshapes else ""}')
         return ", ".join(words)
 
@@ -103,6 +113,8 @@ def role_of(name: str) -> str:
     for word, role in {"text": "text", "time": "timestep", "sigma": "timestep", "patch": "latents"}.items():
         if word in words:
             return role
+    if words and words <= {"seq", "len", "length", "max"}:
+        return "seq_len"
     return {"hidden_states": "latents", "sample": "latents", "input": "latents", "z": "latents"}.get(name, "")
 
 
@@ -110,7 +122,8 @@ def arguments_of(model: nn.Module, names: Iterable[str]) -> Arguments:
     """Return how a model's forward takes inputs of these names: by the same name, else by the same role."""
     keys = list(names)
     roles = {role_of(key): key for key in reversed(keys) if role_of(key)}
-    given, missing = {}, []
+    given: dict[str, str] = {}
+    missing = []
     for name, parameter in inspect.signature(model.forward).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
@@ -130,9 +143,12 @@ def proposed_inputs(reference: nn.Module, native: nn.Module) -> Proposed:
     """Propose inputs for the roles both forwards name; shapes come from the first layers that take them."""
     roles = [_roles(model) for model in (reference, native)]
     both = [role for role in ("latents", "timestep", "text", "text_mask") if all(role in r for r in roles)]
+    both += ["seq_len"] if any("seq_len" in r for r in roles) else []
     drawn, blanks = [], []
     for role in both:
-        found = {_drawn(role, model) for model in (reference, native)} - {None}
+        asked = [model for model, named in zip((reference, native), roles, strict=True) if role in named]
+        tokens = next((n for model in (reference, native) if (n := _text_tokens(model))), TEXT_TOKENS)
+        found = {_drawn(role, model, tokens) for model in asked} - {None}
         if len(found) == 1:
             drawn.append(found.pop())
         else:
@@ -144,14 +160,22 @@ def _roles(model: nn.Module) -> set[str]:
     return {role_of(name) for name in inspect.signature(model.forward).parameters}
 
 
-def _drawn(role: str, model: nn.Module) -> Drawn | None:
+def _text_tokens(model: nn.Module) -> int | None:
+    """Return the length a model pads text to: the other side may not pad."""
+    held = (getattr(model, name, None) for name in ("text_len", "text_length", "max_text_len"))
+    return next((n for n in held if isinstance(n, int) and n > 1), None)
+
+
+def _drawn(role: str, model: nn.Module, tokens: int) -> Drawn | None:
     if role == "timestep":
         return Drawn(role, "steps", (1,))
     if role == "text_mask":
-        return Drawn(role, "mask", (1, TEXT_TOKENS))
+        return Drawn(role, "mask", (1, tokens))
+    if role == "seq_len":
+        return Drawn(role, "count", (math.prod(GRID),))
     if role == "text":
         width = _width(model, lambda words: "text" in words and "time" not in words and "mod" not in words)
-        return None if width is None else Drawn(role, "randn", (1, TEXT_TOKENS, width))
+        return None if width is None else Drawn(role, "randn", (1, tokens, width))
     return _latents(model)
 
 

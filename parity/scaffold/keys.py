@@ -53,12 +53,7 @@ class _Board:
 def propose_keys(
     reference: Sequence[Group], native: Sequence[Group], known: Iterable[Match] = ()
 ) -> KeyProposal:
-    """Propose rules for the tensors of two models.
-
-    Args:
-        reference, native: the tensors of both sides.
-        known: matches that are known already, from equal values.
-    """
+    """Propose rules for the tensors of two models; `known` matches, from equal values, are taken over."""
     board = _Board(list(reference), list(native))
     for match in known:
         board.take(match)
@@ -226,7 +221,8 @@ def _part_sets(group: Group, others: Sequence[Group]) -> list[tuple[float, tuple
             for part in set(words_of(other.owner.rpartition(".")[2])) & set(fused[1]):
                 if words_of(other.owner.rpartition(".")[2]) == (part,):
                     by_home[_above(other.owner), other.leaf][part] = other
-    sets = [(place, tuple(held[p] for p in fused[1])) for (place, _), held in by_home.items() if len(held) == len(fused[1])]
+    whole = [(place, held) for (place, _), held in by_home.items() if len(held) == len(fused[1])]
+    sets = [(place, tuple(held[p] for p in fused[1])) for place, held in whole]
     return [(similarity(home, place), parts) for place, parts in sets if _sums_up(group, parts)]
 
 

@@ -17,9 +17,14 @@ _VOCABULARY = {
     "weight": "weight gamma kernel", "bias": "bias beta", "guidance": "guidance", "up": "up fc1", "down": "down fc2",
 }  # fmt: skip
 _CANONICAL = {word: canonical for canonical, words in _VOCABULARY.items() for word in words.split()}
-_FILLER = {"to", "linear", "proj", "projection", "projector", "module", "net", "model", "the", "in", "of", "layer", "fc"}
-_PHRASES = {"attn1": "self attn", "attn2": "cross attn", "crossattn": "cross attn", "selfattn": "self attn"}
-_PHRASES |= {"in_proj": "qkv", "w1": "w1", "w2": "w2", "w3": "w3", "adaln": "adaln", "xattn": "cross attn", "proj_out": "final_out", "img_in": "patch_in"}
+_FILLER = {
+    "to", "linear", "proj", "projection", "projector", "module", "net", "model", "the", "in", "of", "layer", "fc",
+}  # fmt: skip
+_PHRASES = {
+    "attn1": "self_attn", "attn2": "cross_attn", "crossattn": "cross_attn", "selfattn": "self_attn",
+    "xattn": "cross_attn", "in_proj": "qkv", "proj_out": "final_out", "img_in": "patch_in",
+}  # fmt: skip
+_KEPT = ("w1", "w2", "w3")
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
 PARTS = {"qkv": ("q", "k", "v"), "kv": ("k", "v"), "qk": ("q", "k")}
 """What fused projections are made of, in the order of their rows."""
@@ -34,10 +39,8 @@ def words_of(segment: str) -> tuple[str, ...]:
     """
     text = segment.replace("adaLN", "adaln")
     for phrase, meaning in _PHRASES.items():
-        text = re.sub(rf"(?<![A-Za-z]){phrase}(?![A-Za-z0-9])", meaning.replace(" ", "_"), text)
-    raw = [w if w in ("w1", "w2", "w3") else None for w in text.split("_")]
-    words = [x for w, whole in zip(text.split("_"), raw, strict=True) for x in ([whole] if whole else _WORD.findall(w))]
-    lower = [word.lower() for word in words]
+        text = re.sub(rf"(?<![A-Za-z]){phrase}(?![A-Za-z0-9])", meaning, text)
+    lower = [word.lower() for part in text.split("_") for word in ([part] if part in _KEPT else _WORD.findall(part))]
     found = [_CANONICAL.get(word, word) for word in lower if word not in _FILLER and not word.isdigit()]
     if not found and "proj" in lower:
         found = ["out"]

@@ -137,6 +137,6 @@ def _ran(
 def _same_place(r: Seen, n: Seen, trees: tuple[Tree, Tree]) -> bool:
     numbers = [[part for part in s.module.split(".") if part.isdigit()][:1] for s in (r, n)]
     in_block = "{}" in trees[0].template(r.module)
-    first = r.point.element in (None, "0") and n.point.element in (None, "0") or r.point.at == "input"
+    first = (r.point.element in (None, "0") and n.point.element in (None, "0")) or r.point.at == "input"
     whole = not isinstance(r.point.call, int) and not isinstance(n.point.call, int)
     return r.point.at == n.point.at and first and whole and (not in_block or numbers[0] == numbers[1])

@@ -53,6 +53,7 @@ class KeyProposal:
         reference_ties, native_ties: keys that are another key's memory, with that key.
         existing: a map taken from a mapping or converter, with its source text; `matches` then only pair tensors.
         problems: what an existing map leaves open, in words.
+        suggested: what names say of native tensors an existing map does not produce.
     """
 
     matches: list[Match] = field(default_factory=list)
@@ -62,6 +63,7 @@ class KeyProposal:
     native_ties: dict[str, str] = field(default_factory=dict)
     existing: tuple[KeyMap, str] | None = None
     problems: list[str] = field(default_factory=list)
+    suggested: list[Match] = field(default_factory=list)
 
     @property
     def is_total(self) -> bool:
@@ -88,7 +90,8 @@ class KeyProposal:
     def key_map(self, *, trial: bool = False) -> KeyMap:
         """Return the proposal as a key map; for a trial run with everything blank declared."""
         lines = self.lines() + (self.blanks() if trial else [])
-        return KeyMap(tuple(line.rule for line in lines)) if self.existing is None else self.existing[0]
+        usable = self.existing is not None and not self.problems
+        return self.existing[0] if self.existing and usable else KeyMap(tuple(line.rule for line in lines))
 
 
 def pattern_of(groups: Sequence[Group]) -> str:
@@ -121,12 +124,13 @@ def _line(matches: Sequence[Match]) -> Line:
     first = matches[0]
     patterns = [pattern_of([m.reference[i] for m in matches]) for i in range(len(first.reference))]
     templates = [template_text([m.native[i] for m in matches]) for i in range(len(first.native))]
-    flags = {name: True for name in ("transpose", "reshape") if getattr(first, name)}
-    evidence = "; ".join(dict.fromkeys(match.evidence for match in matches))
+    flags = [name for name in ("transpose", "reshape") if getattr(first, name)]
+    evidence = _together([match.evidence for match in matches])
     if first.kind == "rename":
         words = "".join(f", {name}=True" for name in flags)
         text = f"rename({_quoted(patterns[0])}, {_quoted(templates[0])}{words})"
-        return Line(rename(patterns[0], templates[0], **flags), text, evidence)
+        rule = rename(patterns[0], templates[0], transpose=first.transpose, reshape=first.reshape)
+        return Line(rule, text, evidence)
     if first.kind == "split":
         sizes = _sizes(first.native)
         text = f"split({_quoted(patterns[0])}, {_listed(templates)}{_sized(sizes)})"
@@ -134,6 +138,12 @@ def _line(matches: Sequence[Match]) -> Line:
     sizes = _sizes(first.reference)
     text = f"fuse({_listed(patterns)}, {_quoted(templates[0])}{_sized(sizes)})"
     return Line(fuse(tuple(patterns), templates[0], sizes=sizes), text, evidence)
+
+
+def _together(evidence: Sequence[str]) -> str:
+    """Join what speaks for a layer's tensors; of several shares of equal names the least."""
+    named = sorted(words for words in evidence if words.startswith("names"))
+    return "; ".join(dict.fromkeys([words for words in evidence if words not in named] + named[:1]))
 
 
 def _sizes(parts: Iterable[Group]) -> tuple[int, ...] | None:

@@ -25,7 +25,7 @@ from parity.scaffold.stacks import groups_of
 from parity.scaffold.structure import Tree, module_pairs, tree_of
 from parity.scaffold.taps import Spec, all_taps, specs_of
 from parity.scaffold.ties import ties_of, with_ties
-from parity.scaffold.trial import Call, Trial, attempted
+from parity.scaffold.trial import Call, Trial, attempted, failing
 from parity.scaffold.values import value_matches
 from parity.weights.draw import draw_weights
 from parity.weights.load import tensors_of
@@ -64,6 +64,7 @@ class Proposal:
         taps: the taps. distances: of each in lockstep, by tap name.
         output_distance: how far the outputs of a free run lie apart; None where nothing ran.
         why_not_run: why nothing ran, in words; None where it did.
+        low_fails: which side does not run in bfloat16, in words.
     """
 
     request: Request
@@ -78,14 +79,7 @@ class Proposal:
     distances: Mapping[str, float]
     output_distance: float | None
     why_not_run: str | None
-
-    @property
-    def blanks(self) -> int:
-        """How many things are left open."""
-        missing = sum(a is not None and bool(a.missing) for a in self.arguments)
-        open_inputs = self.inputs is not None and (bool(self.inputs.blanks) or not self.inputs.drawn)
-        keys = len(self.keys.reference_blank) + len(self.keys.native_blank) + bool(self.keys.problems)
-        return keys + missing + int(open_inputs) + int(self.picked is None)
+    low_fails: str | None = None
 
 
 def propose(request: Request) -> Proposal:
@@ -96,7 +90,8 @@ def propose(request: Request) -> Proposal:
     """
     models = request.reference.model(), request.native.model()
     if type(models[0]) is type(models[1]):
-        raise UsageError(f"both sides give a {type(models[0]).__qualname__}: a model compared with itself always agrees")
+        own = type(models[0]).__qualname__
+        raise UsageError(f"both sides give a {own}: a model compared with itself always agrees")
     existing = adopted(request.mapping, request.converter)
     trees = tree_of(models[0]), tree_of(models[1])
     keys, loaded = _keys(models, trees, existing)
@@ -108,11 +103,13 @@ def propose(request: Request) -> Proposal:
     trial, why = _trial(request, models, drawn, arguments, loaded, keys)
     if trial is not None:
         arguments, trial, why = _with_reshapes(arguments, trial, why)
-    keys = confirmed(keys, trial if not keys.existing else None) if keys.existing is None else keys
+    if keys.existing is None or keys.problems:
+        keys = confirmed(keys, trial)
     pairs = module_pairs(keys.matches, *trees)
     specs, picked, (distances, apart) = _taps(trial, keys, pairs, trees)
     source = existing[2] if existing is not None else None
-    return Proposal(request, models, keys, source, loaded, inputs, arguments, picked, specs, distances, apart, why)
+    low = None if trial is None else _failing_low(request, trial)
+    return Proposal(request, models, keys, source, loaded, inputs, arguments, picked, specs, distances, apart, why, low)
 
 
 def _keys(
@@ -141,7 +138,8 @@ def _inputs_of(request: Request, inputs: Proposed | None) -> dict[str, Any]:
     try:
         found = called_with(function, build=Build(dtype=torch.float32), seed=0)
     except Exception as error:
-        raise UsageError(f"{request.inputs} raised {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+        words = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UsageError(f"{request.inputs} raised {words}") from error
     if not isinstance(found, Mapping):
         raise UsageError(f"{request.inputs} gives a {type(found).__name__}\nvalid: a dict from name to tensor or value")
     return dict(found)
@@ -165,8 +163,6 @@ def _trial(
     for side, found in zip(("reference", "native"), arguments, strict=True):
         if found is not None and found.missing:
             return None, f"the {side}'s forward needs {', '.join(found.missing)}"
-    if keys.problems:
-        return None, "the existing key map is not total"
     factories = request.reference, request.native
     calls = [_call(f, a) for f, a in zip(factories, arguments, strict=True)]
     trial = Trial(*models, calls=(calls[0], calls[1]), inputs=drawn, loaded=loaded)
@@ -175,6 +171,16 @@ def _trial(
     except KeyMapError as error:
         return None, f"the weights cannot be carried over: {str(error).splitlines()[0]}"
     return trial, attempted(trial)
+
+
+def _failing_low(request: Request, trial: Trial) -> str | None:
+    """Run each side as deployed, in bfloat16; return which one does not run, in words."""
+    factories = request.reference, request.native
+    for side, factory, call in zip(("reference", "native"), factories, trial.calls, strict=True):
+        model = factory.model(torch.bfloat16)
+        if (wrong := failing(lambda call=call, model=model: call(model, trial.inputs))) is not None:  # type: ignore[misc]
+            return f"the {side} does not run in bfloat16: {wrong}"
+    return None
 
 
 def _call(factory: Factory, arguments: Arguments | None) -> Call:

@@ -69,7 +69,7 @@ class _Clock(TorchDispatchMode):
     """Counts ops, and keeps when each storage was last used."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = 0
         self.used: dict[int, int] = {}
 

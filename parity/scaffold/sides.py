@@ -36,8 +36,8 @@ class Factory:
         """Whether the callable takes a `Build`: it then places, casts and fills its model by itself."""
         return "build" in _parameters(resolved(self.where))[:1] and "build" not in self.config
 
-    def model(self) -> nn.Module:
-        """Build the model, in float32 on the CPU, in eval mode.
+    def model(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """Build the model on the CPU, in eval mode.
 
         Raises:
             ModelFailed: it raises, or gives no module.
@@ -45,14 +45,15 @@ class Factory:
         """
         make = resolved(self.where)
         try:
-            built = make(Build(dtype=torch.float32)) if self.takes_build else make(**self.config)
+            built = make(Build(dtype=dtype)) if self.takes_build else make(**self.config)
         except Exception as error:
             words = " ".join(str(error).split())[:200]
-            way = "give it what it needs as JSON (--reference-config, --native-config), or name a function without arguments"
+            way = "give it JSON (--reference-config, --native-config), or name a function without arguments"
             raise ModelFailed(f"{self.where} does not build: {type(error).__name__}: {words}\n{way}") from error
         if not isinstance(built, nn.Module):
             raise ModelFailed(f"{self.where} gives a {type(built).__name__}, not a torch module")
-        return nn.Module.to(built, torch.float32).eval().requires_grad_(False)
+        built = built if self.takes_build else nn.Module.to(built, dtype)
+        return built.eval().requires_grad_(False)
 
 
 def config_of(text: str | None, option: str) -> dict[str, Any]:

@@ -10,14 +10,13 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from parity.execution.tap import SAME, Layout, Point, Tap, block_name
-from parity.scaffold.names import words_of
 from parity.scaffold.points import Shared
 from parity.scaffold.stacks import HOLE, Index, filled, template_of
 from parity.scaffold.structure import Tree
+from parity.scaffold.tap_names import SPELT, after_blocks, layer_name, outside_name, plain
 
 INNER = {"time_sinusoid", "final_modulation", "final_layer_in"}
 """Taps kept although they lie inside modules that have a tap: each is the end of a float32 island."""
-_DIGITS = dict(zip("0123456789", "zero one two three four five six seven eight nine".split(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -93,16 +92,13 @@ def all_taps(specs: Sequence[Spec]) -> tuple[Tap, ...]:
 def specs_of(shared: Sequence[Shared], pairs: Mapping[str, str], reference: Tree, native: Tree) -> list[Spec]:
     """Return the taps to propose for points both models share, in execution order.
 
-    Args:
-        shared: the points.
-        pairs: modules that belong together; what lies inside both of a pair gets no tap.
-        reference, native: the modules of both sides.
+    `pairs` are modules that belong together; what lies inside both of a pair gets no tap.
     """
     chosen: list[Spec] = []
     kept = [(r, n) for r, n in pairs.items() if not (r.endswith(HOLE) or _holds_stack(r, reference))]
     last = max((s.order for s in shared if _is_block(s, reference) and s.value is not None), default=None)
-    for found, count in _merged(shared, reference, native):
-        spec = _named(found, count, reference, native, last)
+    for found in _merged(shared, reference, native):
+        spec = _named(found, reference, native, last)
         if spec is None or _repeats(spec, chosen) or (_nested(spec, kept) and spec.name not in INNER):
             continue
         if spec.stack is None and spec.reference.at == "input" and spec.name in {s.name for s in chosen}:
@@ -121,7 +117,7 @@ def _is_block(shared: Shared, tree: Tree) -> bool:
     return tree.template(shared.reference.module or "").endswith(HOLE) and shared.reference.at == "output"
 
 
-def _merged(shared: Sequence[Shared], reference: Tree, native: Tree) -> list[tuple[Shared, int]]:
+def _merged(shared: Sequence[Shared], reference: Tree, native: Tree) -> list[Shared]:
     """Merge what is the same but for block numbers; the outermost modules first, agreeing values before structure."""
     groups: dict[tuple[object, ...], list[Shared]] = defaultdict(list)
     for s in shared:
@@ -134,9 +130,8 @@ def _merged(shared: Sequence[Shared], reference: Tree, native: Tree) -> list[tup
             groups[(*key, n, s.native.at, s.native.element, s.native.call)].append(
                 replace(s, reference=replace(s.reference, module=r), native=replace(s.native, module=n))
             )
-    firsts = [(min(group, key=lambda s: s.order), len(group)) for group in groups.values()]
-    merged = [(replace(f, shared=any(s.shared for s in g)), c) for (f, c), g in zip(firsts, groups.values(), strict=True)]
-    return sorted(merged, key=lambda item: (not item[0].by_value, _depth(item[0]), item[0].order))
+    merged = [replace(min(g, key=lambda s: s.order), shared=any(s.shared for s in g)) for g in groups.values()]
+    return sorted(merged, key=lambda s: (not s.by_value, _depth(s), s.order))
 
 
 def _depth(shared: Shared) -> int:
@@ -148,7 +143,7 @@ def _repeats(spec: Spec, chosen: Sequence[Spec]) -> bool:
     places = {(p.module, p.at, p.call) for s in chosen for p in (s.reference,)}
     natives = {(p.module, p.at, p.call) for s in chosen for p in (s.native,)}
     r, n = spec.reference, spec.native
-    return (r.module, r.at, r.call) in places and (n.module, n.at, n.call) in natives or (
+    return ((r.module, r.at, r.call) in places and (n.module, n.at, n.call) in natives) or (
         not spec.by_value and ((r.module, r.at, r.call) in places or (n.module, n.at, n.call) in natives)
     )
 
@@ -158,17 +153,14 @@ def _nested(spec: Spec, kept: Sequence[tuple[str, str]]) -> bool:
     return any(r.startswith(f"{a}.") and n.startswith(f"{b}.") for a, b in kept)
 
 
-# --- names ------------------------------------------------------------------------------------------------------------
-
-
-def _named(found: Shared, count: int, reference: Tree, native: Tree, last: int | None) -> Spec | None:
+def _named(found: Shared, reference: Tree, native: Tree, last: int | None) -> Spec | None:
     r, n = found.reference.module or "", found.native.module or ""
     stack, number, name = None, 0, None
     if HOLE in r:
         stack, number = _stack(r, reference, native, n)
-        name = _layer(found, r.partition(HOLE)[2].strip("."), n.partition(HOLE)[2].strip("."))
+        name = layer_name(found, r.partition(HOLE)[2].strip("."), n.partition(HOLE)[2].strip("."))
     else:
-        name = _outside(found, _after(found, last))
+        name = outside_name(found, after_blocks(found, last))
     if name is None:
         return None
     is_input = found.reference.at == "input"
@@ -180,80 +172,17 @@ def _named(found: Shared, count: int, reference: Tree, native: Tree, last: int |
     )  # fmt: skip
 
 
-def _after(found: Shared, last: int | None) -> bool:
-    words = {w for p in (found.reference, found.native) for s in (p.module or "").split(".") for w in words_of(s)}
-    return "final" in words if last is None or found.value is None else found.order > last
-
-
 def _stack(r: str, reference: Tree, native: Tree, n: str) -> tuple[str, int]:
     """Return what blocks of a stack are called and how many there are; `block` where a model has one stack."""
     path = r.partition(HOLE)[0].rstrip(".")
     count = min(reference.stacks.get(path, 0), native.stacks.get(n.partition(HOLE)[0].rstrip("."), 0))
     stacks = [p for p in reference.stacks if HOLE not in reference.template(p) and _is_deep(reference, p)]
-    own = re.sub(r"s$", "", _plain(path.rpartition(".")[2]))
-    return ("block" if stacks == [path] or "block" == own else own), count
+    own = re.sub(r"s$", "", plain(path.rpartition(".")[2]))
+    return ("block" if stacks == [path] or own == "block" else own), count
 
 
 def _is_deep(tree: Tree, path: str) -> bool:
     return any(True for _ in tree.model.get_submodule(f"{path}.0").children())
-
-
-def _layer(found: Shared, r: str, n: str) -> str | None:
-    """Return the name of a layer inside a block; None for what gets no tap."""
-    is_input = found.reference.at == "input"
-    if not r and not n:
-        return None if is_input else ""
-    if not r or not n or (found.quiet and not is_input):
-        return None
-    if found.quiet:
-        return "_residual"
-    words = {w for path in (r, n) for w in words_of(path.split(".")[0])}
-    kinds = {"ffn": "ffn", "cross": "cross_attn", "attn": "self_attn", "mod": "modulation"}
-    kind = next((kind for word, kind in kinds.items() if word in words), _plain(n.split(".")[0]))
-    deep = max(r.count("."), n.count(".")) > 0 and not (set(words) & set(kinds))
-    if deep or (is_input and kind == "modulation"):
-        return None
-    return f"{kind}_in" if is_input else kind
-
-
-def _outside(found: Shared, final: bool) -> str | None:
-    r, n = (words_of(_last(p.module or "")) for p in (found.reference, found.native))
-    words, path = {*r, *n}, {w for p in (found.reference, found.native) for s in (p.module or "").split(".") for w in words_of(s)}
-    if found.reference.at == "input":
-        return _outside_input(found, path, final)
-    if found.quiet:
-        return None
-    if final:
-        return "final_modulation" if "mod" in words else "final_layer"
-    if "time" in words and "embed" in words | path:
-        return "time_embed" if "embed" in words and "embed" in {*r, *n} and _embeds(r, n) else _plain(_last(found.native.module or ""))
-    named = {"patch": "patch_embed", "text": "caption_embed", "guidance": "guidance_embed"}
-    return next((name for word, name in named.items() if word in words | path), _plain(_last(found.native.module or "")))
-
-
-def _embeds(r: Sequence[str], n: Sequence[str]) -> bool:
-    return "embed" in r or "embed" in n
-
-
-def _outside_input(found: Shared, path: set[str], final: bool) -> str | None:
-    if found.quiet or found.reference.element or found.native.element:
-        return None
-    if final:
-        return None if "mod" in path else "final_layer_in"
-    if "time" not in path or not {"embed"} & path:
-        return None
-    return "timestep" if found.value is not None and found.value.value.dim() < 2 else "time_sinusoid"
-
-
-def _last(path: str) -> str:
-    return next((part for part in reversed(path.split(".")) if words_of(part)), path.rpartition(".")[2])
-
-
-def _plain(name: str) -> str:
-    """Return a name of lower-case letters and underscores: numbers are for blocks."""
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
-    spelt = re.sub(r"_?(\d)", lambda found: f"_{_DIGITS[found[1]]}", spaced)
-    return re.sub(r"[^a-z_]+", "_", spelt).strip("_") or "value"
 
 
 def _channel_dim(found: Shared, reference: Tree) -> int:
@@ -301,10 +230,10 @@ def _unique(specs: Sequence[Spec]) -> list[Spec]:
     out: list[Spec] = []
     names: set[tuple[str | None, str]] = {(None, "final_output")}
     for spec in specs:
-        own = _plain((spec.native.module or "").partition(HOLE)[2].strip(".").replace(".", "_")) if spec.stack else ""
-        own = own or _plain((spec.native.module or "").replace(".", "_"))
+        own = plain((spec.native.module or "").partition(HOLE)[2].strip(".").replace(".", "_")) if spec.stack else ""
+        own = own or plain((spec.native.module or "").replace(".", "_"))
         tail = "_in" if spec.reference.at == "input" else ""
-        tries = [spec.name, own + tail, *(f"{spec.name}_{_DIGITS[d]}" for d in "23456789")]
+        tries = [spec.name, own + tail, *(f"{spec.name}_{SPELT[d]}" for d in "23456789")]
         name = next(t for t in tries if (spec.stack, t) not in names)
         names.add((spec.stack, name))
         out.append(replace(spec, name=name))

@@ -26,12 +26,7 @@ def ties_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def with_ties(keys: KeyProposal, reference: Mapping[str, str], native: Mapping[str, str]) -> KeyProposal:
-    """Declare what has no proposal and is the memory of another key; propose anew for what is then left of a group.
-
-    Args:
-        keys: the proposal so far.
-        reference, native: tied keys of each side with the key they are tied to.
-    """
+    """Declare what has no proposal and is the memory of another key; propose anew for what is then left of a group."""
     left_r, ties_r = _parted(keys.reference_blank, reference)
     left_n, ties_n = _parted(keys.native_blank, native)
     if not ties_r and not ties_n:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parity.errors import ParityError
 from parity.execution.passes import OUTPUT, FromTrace, Runner
 from parity.execution.tap import Inputs, Tap
 from parity.execution.trace import Trace
@@ -66,7 +65,7 @@ class Trial:
         return _in_common(self.reference_seen().points, self.native_seen().points)
 
     def differing_layers(self) -> set[str]:
-        """Return the native's modules that are given what the reference has somewhere and return what it has nowhere."""
+        """Return the native's modules that are given what the reference has and return what it has nowhere."""
         mine, theirs = self.reference_seen().points, self.native_seen().points
         found: dict[str, list[set[str]]] = {"input": [set(), set()], "output": [set(), set()]}
         for seen in theirs:
@@ -128,11 +127,16 @@ def _prints(points: Sequence[Seen]) -> Tensor:
 def attempted(trial: Trial) -> str | None:
     """Run both sides once; return what goes wrong in words, None where nothing does."""
     for side, run in (("reference", trial.reference_seen), ("native", trial.native_seen)):
-        try:
+        if (wrong := failing(run)) is not None:
+            return f"the {side} does not run on the inputs: {wrong}"
+    return None
+
+
+def failing(run: Callable[[], object]) -> str | None:
+    """Run something; return its error in words, None where there is none."""
+    try:
+        with torch.no_grad():
             run()
-        except ParityError:
-            raise
-        except Exception as error:
-            words = " ".join(str(error).split())[:200]
-            return f"the {side} does not run on the inputs: {type(error).__name__}: {words}"
+    except Exception as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return None

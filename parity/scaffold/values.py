@@ -29,8 +29,9 @@ def value_matches(
     r_told = [g for g in reference if _tells(g, expected)]
     n_told = [g for g in native if _tells(g, actual)]
     found = [m for r in r_told for n in n_told if (m := _whole(r, n, expected, actual)) is not None]
-    found += [Match("split", (r,), p, "equal values, by rows") for r in r_told for p in _tiles(r, n_told, expected, actual)]
-    found += [Match("fuse", p, (n,), "equal values, by rows") for n in n_told for p in _tiles(n, r_told, actual, expected)]
+    said = "equal values, by rows"
+    found += [Match("split", (r,), p, said) for r in r_told for p in _tiles(r, n_told, expected, actual)]
+    found += [Match("fuse", p, (n,), said) for n in n_told for p in _tiles(n, r_told, actual, expected)]
     count = Counter(g for m in found for g in (*m.reference, *m.native))
     once = [m for m in found if all(count[g] == 1 for g in (*m.reference, *m.native))]
     return once if sum(len(m.native) for m in once) >= MOST * max(1, len(n_told)) else []
@@ -78,7 +79,7 @@ def _tiles(whole: Group, parts: Sequence[Group], held: Tensors, pieces: Tensors)
 
 def _could_tile(part: Group, whole: Group) -> bool:
     alike = part.indices == whole.indices and sort_of(part.leaf) == sort_of(whole.leaf)
-    return alike and part.shape[1:] == whole.shape[1:] and 0 < len(part.shape) and part.shape[0] < whole.shape[0]
+    return alike and part.shape[1:] == whole.shape[1:] and len(part.shape) > 0 and part.shape[0] < whole.shape[0]
 
 
 def _rows_equal(whole: Group, part: Group, at: int, held: Tensors, pieces: Tensors) -> bool:

@@ -45,14 +45,16 @@ LAYERS: dict[str, frozenset[str]] = {
     "runs": BASE | {"environment", "report", "io"},
     "inventory": DATA | {"discover", "io"},
     "doctor": BASE | {"environment", "pair", "discover", "inventory"},
+    "scaffold": DATA,
     "plugin": RUN | SERVICES | {"strategies"},
-    "cli": RUN | SERVICES | {"doctor", "selection"},
+    "commands": RUN | SERVICES | {"doctor", "selection", "scaffold"},
+    "cli": RUN | SERVICES | {"doctor", "selection", "commands"},
 }
 """What each folder or file may import of the others; itself and the package's own name always."""
 
 LIBRARIES = {
     "pytest": {"plugin"}, "_pytest": {"plugin"}, "xdist": {"plugin"}, "hypothesis": {"strategies"},
-    "typer": {"cli"}, "click": {"cli"}, "rich": {"cli"}, "safetensors": {"io"}, "tempfile": {"io"}, "fcntl": {"io"},
+    "typer": {"cli", "commands"}, "click": {"cli"}, "rich": {"cli"}, "safetensors": {"io"}, "tempfile": {"io"}, "fcntl": {"io"},
 }  # fmt: skip
 NO_TORCH = {"errors", "registry"}
 

@@ -1,0 +1,72 @@
+"""The key map of a pair file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from parity.scaffold.lines import BLANK, WIDTH, comment, one_line
+from parity.scaffold.proposal import KeyProposal, Line
+from parity.scaffold.propose import Proposal
+from parity.scaffold.stacks import HOLE, Group
+
+
+def key_map_lines(proposal: Proposal) -> Iterator[str]:
+    """Yield the function that returns the key map."""
+    keys = proposal.keys
+    yield from ["", "", "def _key_map(build: Build) -> KeyMap:"]
+    yield '    """Return the rules from reference to native keys."""'
+    if keys.existing is not None and proposal.map_source is not None:
+        yield from _existing(keys, keys.existing[1], proposal.map_source)
+        return
+    yield "    return KeyMap(("
+    for line in keys.lines():
+        yield from _rule(line, 8)
+    yield from _blanks("reference", keys.reference_blank, keys.native_blank, "where it goes, or why nowhere")
+    yield from _blanks("native", keys.native_blank, keys.reference_blank, "what it comes from, or why from nowhere")
+    yield "    ))"
+
+
+def _existing(keys: KeyProposal, text: str, source: str) -> Iterator[str]:
+    module, name = source.split(":")
+    for problem in keys.problems:
+        yield from comment(f"{BLANK}: {one_line(problem)}", 4)
+    if keys.suggested:
+        yield from comment("Names and shapes say, as further arguments of the call below:", 4)
+        lines = (part.strip() for line in KeyProposal(keys.suggested).lines() for part in _rule(line, 8))
+        yield from (part for line in lines for part in comment(line, 4))
+    yield f"    from {module} import {name.split('.')[0].removesuffix('()')}"
+    yield from ("", f"    return {text}")
+
+
+def _rule(line: Line, indent: int) -> list[str]:
+    """Return a rule with its evidence behind it, or above where it is too long."""
+    pad, said = " " * indent, f"# {line.evidence}"
+    if len(pad + line.text) + 1 > WIDTH:
+        head, _, rest = line.text.partition("(")
+        parts = _arguments(rest.removesuffix(")"))
+        return [pad + said, f"{pad}{head}(", *(f"{pad}    {part}," for part in parts), f"{pad}),"]
+    whole = f"{pad}{line.text},  {said}"
+    return [whole] if len(whole) <= WIDTH else [*comment(line.evidence, indent), f"{pad}{line.text},"]
+
+
+def _arguments(text: str) -> list[str]:
+    """Split arguments at the commas that are in no parentheses and no string."""
+    parts, depth, quoted, start = [], 0, False, 0
+    for i, letter in enumerate(text):
+        quoted ^= letter == '"'
+        depth += 0 if quoted else (letter in "([{") - (letter in ")]}")
+        if letter == "," and not quoted and depth == 0:
+            parts.append(text[start:i].strip())
+            start = i + 1
+    return [*parts, text[start:].strip()]
+
+
+def _blanks(side: str, blank: Sequence[Group], others: Sequence[Group], wanted: str) -> Iterator[str]:
+    if blank:
+        yield from comment(f"{BLANK}: {len(blank)} {side} tensors without a proposal. Say for each {wanted}.", 8)
+    for group in blank:
+        near = [o.template.replace(HOLE, "N") for o in others if o.shape == group.shape and o.indices == group.indices]
+        words = f"; free and of that shape: {', '.join(near[:4])}" if near else ""
+        yield from comment(f"  {group.template.replace(HOLE, 'N')} {tuple(group.shape)}{words}", 8, "    ")
+        pattern = group.template.replace(".", r"\.").replace(HOLE, r"\d+")
+        yield from comment(f'  {side}_only(r"{pattern}", "why"),', 8, "    ")
