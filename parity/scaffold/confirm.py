@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import permutations
+from itertools import permutations, product
 
 from parity.scaffold.keys import fit
 from parity.scaffold.proposal import KeyProposal, Match
 from parity.scaffold.stacks import Group
 from parity.scaffold.trial import Trial
 
-MOST = 24
-"""Assignments tried for layers of one shape; more stay blank."""
+MOST = 64
+"""Assignments tried for layers of one shape, with square matrices as they are and transposed; more stay blank."""
 
 Layer = tuple[Group, ...]
 
@@ -28,8 +28,11 @@ def confirmed(keys: KeyProposal, trial: Trial | None) -> KeyProposal:
     sure = _sure(keys)
     if trial is None:
         return sure
-    for refs, natives in _open_layers(sure):
-        sure = _decided(sure, refs, natives, trial)
+    before = None
+    while before != len(sure.matches):  # what is decided upstream lets more be decided downstream
+        before = len(sure.matches)
+        for refs, natives in _open_layers(sure):
+            sure = _decided(sure, refs, natives, trial)
     return _transposed(sure, trial)
 
 
@@ -75,11 +78,10 @@ def _fitted(r: Layer, n: Layer) -> list[Match] | None:
 
 def _decided(keys: KeyProposal, refs: list[Layer], natives: list[Layer], trial: Trial) -> KeyProposal:
     few, many = (refs, natives) if len(refs) <= len(natives) else (natives, refs)
-    tries = list(permutations(range(len(many)), len(few)))
-    if len(tries) > MOST:
+    sets = [s for order in permutations(many, len(few)) for s in _assigned(few, order, turned=few is natives)]
+    if len(sets) > MOST:
         return keys
-    sets = [_assigned(few, [many[i] for i in order], turned=few is natives) for order in tries]
-    scored = [(trial.score(with_matches(keys, s)), s) for s in sets if s]
+    scored = [(trial.score(with_matches(keys, s)), s) for s in sets]
     scored.sort(key=lambda item: -item[0])
     before = trial.score(keys)
     runner_up = scored[1][0] if len(scored) > 1 else before
@@ -89,9 +91,22 @@ def _decided(keys: KeyProposal, refs: list[Layer], natives: list[Layer], trial: 
     return with_matches(keys, [replace(m, evidence=said) for m in scored[0][1]])
 
 
-def _assigned(few: Sequence[Layer], chosen: Sequence[Layer], turned: bool) -> list[Match]:
+def _assigned(few: Sequence[Layer], chosen: Sequence[Layer], turned: bool) -> list[list[Match]]:
+    """Return the matches of an assignment, once with each choice of which square matrices are transposed."""
     found = [_fitted(b, a) if turned else _fitted(a, b) for a, b in zip(few, chosen, strict=True)]
-    return [] if any(f is None for f in found) else [m for f in found if f for m in f]
+    if any(f is None for f in found):
+        return []
+    choices = [[f, _turned(f)] if any(map(_is_square, f)) else [f] for f in found if f]
+    return [[match for layer in chosen_ones for match in layer] for chosen_ones in product(*choices)]
+
+
+def _turned(matches: Sequence[Match]) -> list[Match]:
+    return [replace(m, transpose=not m.transpose) if _is_square(m) else m for m in matches]
+
+
+def _is_square(match: Match) -> bool:
+    shape = match.reference[0].shape
+    return match.kind == "rename" and len(shape) == 2 and shape[0] == shape[1]
 
 
 def with_matches(keys: KeyProposal, more: Sequence[Match]) -> KeyProposal:
@@ -109,7 +124,7 @@ def _transposed(keys: KeyProposal, trial: Trial) -> KeyProposal:
     """Transpose square matrices of layers that differ, where a run agrees in more values that way."""
     best = trial.score(keys)
     suspects = trial.differing_layers()
-    for match in [m for m in keys.matches if _could_be_transposed(m) and _first_layer(m) in suspects]:
+    for match in [m for m in keys.matches if _is_square(m) and _first_layer(m) in suspects]:
         how = f"{match.evidence}; a run agrees only transposed"
         turned = replace(match, transpose=not match.transpose, evidence=how)
         tried = replace(keys, matches=[turned if m is match else m for m in keys.matches])
@@ -117,11 +132,6 @@ def _transposed(keys: KeyProposal, trial: Trial) -> KeyProposal:
             keys, best = tried, found
     trial.carry(keys)
     return keys
-
-
-def _could_be_transposed(match: Match) -> bool:
-    shape = match.reference[0].shape
-    return match.kind == "rename" and len(shape) == 2 and shape[0] == shape[1] and "values" not in match.evidence
 
 
 def _first_layer(match: Match) -> str:

@@ -54,6 +54,7 @@ class KeyProposal:
         existing: a map taken from a mapping or converter, with its source text; `matches` then only pair tensors.
         problems: what an existing map leaves open, in words.
         suggested: what names say of native tensors an existing map does not produce.
+        idle: tensors without a proposal whose layer no forward of the trial called.
     """
 
     matches: list[Match] = field(default_factory=list)
@@ -64,6 +65,7 @@ class KeyProposal:
     existing: tuple[KeyMap, str] | None = None
     problems: list[str] = field(default_factory=list)
     suggested: list[Match] = field(default_factory=list)
+    idle: frozenset[Group] = frozenset()
 
     @property
     def is_total(self) -> bool:

@@ -105,6 +105,8 @@ def propose(request: Request) -> Proposal:
         arguments, trial, why = _with_reshapes(arguments, trial, why)
     if keys.existing is None or keys.problems:
         keys = confirmed(keys, trial)
+    if trial is not None:
+        keys = replace(keys, idle=trial.idle(keys))
     pairs = module_pairs(keys.matches, *trees)
     specs, picked, (distances, apart) = _taps(trial, keys, pairs, trees)
     source = existing[2] if existing is not None else None

@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from parity.errors import KeyMapError
 from parity.execution.passes import OUTPUT, FromTrace, Runner
 from parity.execution.tap import Inputs, Tap
 from parity.execution.trace import Trace
 from parity.scaffold.layouts import distance
+from parity.scaffold.names import sort_of
 from parity.scaffold.outputs import Picked, output_of
 from parity.scaffold.proposal import KeyProposal
 from parity.scaffold.record import Recording, Seen, record
+from parity.scaffold.stacks import Group
 from parity.weights.load import load_native, tensors_of
 
 Call = Callable[[nn.Module, Inputs], Any]
@@ -60,8 +63,11 @@ class Trial:
         return record(self.native, lambda: self.calls[1](self.native, self.inputs))
 
     def score(self, keys: KeyProposal) -> int:
-        """Count the native's values that the reference has too, with a proposal's weights carried over."""
-        self.carry(keys)
+        """Count the native's values that the reference has too, with a proposal's weights; -1 where it cannot be."""
+        try:
+            self.carry(keys)
+        except KeyMapError:
+            return -1
         return _in_common(self.reference_seen().points, self.native_seen().points)
 
     def differing_layers(self) -> set[str]:
@@ -71,6 +77,15 @@ class Trial:
         for seen in theirs:
             found[seen.point.at][_in_common(mine, [seen])].add(seen.module)
         return found["input"][1] & (found["output"][0] - found["output"][1])
+
+    def idle(self, keys: KeyProposal) -> frozenset[Group]:
+        """Return tensors without a proposal whose layer no forward here calls."""
+        sides = (keys.reference_blank, self.reference_seen()), (keys.native_blank, self.native_seen())
+        out: set[Group] = set()
+        for blank, seen in sides:
+            called = {point.module for point in seen.points}
+            out |= {g for g in blank if sort_of(g.leaf) and not called & {key.rpartition(".")[0] for key in g.keys}}
+        return frozenset(out)
 
     def outputs(self) -> tuple[Picked, Picked] | None:
         """Return how the output is picked from what each side returns; None where a side returns no tensor."""

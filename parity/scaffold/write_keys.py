@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from parity.scaffold.lines import BLANK, WIDTH, comment, one_line
 from parity.scaffold.proposal import KeyProposal, Line
 from parity.scaffold.propose import Proposal
-from parity.scaffold.stacks import HOLE, Group
+from parity.scaffold.stacks import HOLE
 
 
 def key_map_lines(proposal: Proposal) -> Iterator[str]:
@@ -21,8 +21,8 @@ def key_map_lines(proposal: Proposal) -> Iterator[str]:
     yield "    return KeyMap(("
     for line in keys.lines():
         yield from _rule(line, 8)
-    yield from _blanks("reference", keys.reference_blank, keys.native_blank, "where it goes, or why nowhere")
-    yield from _blanks("native", keys.native_blank, keys.reference_blank, "what it comes from, or why from nowhere")
+    yield from _blanks(keys, "reference", "where it goes, or why nowhere")
+    yield from _blanks(keys, "native", "what it comes from, or why from nowhere")
     yield "    ))"
 
 
@@ -61,12 +61,16 @@ def _arguments(text: str) -> list[str]:
     return [*parts, text[start:].strip()]
 
 
-def _blanks(side: str, blank: Sequence[Group], others: Sequence[Group], wanted: str) -> Iterator[str]:
+def _blanks(keys: KeyProposal, side: str, wanted: str) -> Iterator[str]:
+    blank, others = keys.reference_blank, keys.native_blank
+    if side == "native":
+        blank, others = others, blank
     if blank:
         yield from comment(f"{BLANK}: {len(blank)} {side} tensors without a proposal. Say for each {wanted}.", 8)
     for group in blank:
         near = [o.template.replace(HOLE, "N") for o in others if o.shape == group.shape and o.indices == group.indices]
         words = f"; free and of that shape: {', '.join(near[:4])}" if near else ""
+        words += "; its layer is not called in this forward" if group in keys.idle else ""
         yield from comment(f"  {group.template.replace(HOLE, 'N')} {tuple(group.shape)}{words}", 8, "    ")
         pattern = group.template.replace(".", r"\.").replace(HOLE, r"\d+")
         yield from comment(f'  {side}_only(r"{pattern}", "why"),', 8, "    ")
