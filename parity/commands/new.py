@@ -55,7 +55,8 @@ def new(
         str | None, typer.Option(metavar="MODULE:NAME", help="A function that draws inputs; may take build and seed.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Default: NAME.py in the pair folder.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Default: NAME.py in the pair folder; - prints it."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     json_out: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
@@ -73,6 +74,9 @@ def new(
         )
         found = propose(Request(name, *sides, mapping=mapping, converter=converter, inputs=inputs))
         text = pair_file(found)
+        if str(file) == "-":
+            typer.echo(text, nl=False)
+            return
         write_atomic(file, text.encode())
         typer.echo(json.dumps(_facts(found, file, text)) if json_out else _words(found, file, text))
 
@@ -93,7 +97,7 @@ def _file(name: str, output: Path | None, force: bool) -> Path:
         text = "no pair folder is configured\nset `parity_pairs` in the pytest configuration, or pass -o FILE"
         raise UsageError(text)
     file = output or project.folders[0] / f"{name}.py"
-    if file.exists() and not force:
+    if file.exists() and not force and str(file) != "-":
         raise UsageError(f"{_shown(file)} is there already\npass --force to replace it, or -o FILE to write elsewhere")
     return file
 

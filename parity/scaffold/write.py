@@ -38,25 +38,26 @@ def _head(proposal: Proposal, text: str) -> Iterator[str]:
     yield ""
     yield "from typing import Any"
     yield ""
-    yield from (line for line, word in _THIRD_PARTY if word in text)
-    yield ""
-    yield from _own_imports(text)
+    yield from _imports(text)
 
 
-_THIRD_PARTY = [("import torch", "torch."), ("from torch import nn", "nn.")]
-_OWN = {
+_NAMES = {
     "parity.errors": ("UsageError",),
     "parity.execution.tap": ("Inputs", "Layout", "Point", "Tap", "block_name", "permuted", "reshaped"),
     "parity.pair": ("Build", "ModelPair", "Side", "Source"),
     "parity.weights.draw": ("draw_weights",),
     "parity.weights.keymap": ("KeyMap", "fuse", "native_only", "reference_only", "rename", "split"),
+    "torch": ("nn",),
 }
 
 
-def _own_imports(text: str) -> Iterator[str]:
+def _imports(text: str) -> Iterator[str]:
+    """Yield the imports of what the code uses, in the order ruff and isort give them where parity is installed."""
     code = "\n".join(line.split("  # ")[0] for line in text.splitlines() if not line.lstrip().startswith("#"))
-    for module, names in _OWN.items():
-        used = [name for name in names if re.search(rf"(?<![\w.\"]){name}(?![\w\"])", code)]
+    if "torch." in code:
+        yield "import torch"
+    for module, names in _NAMES.items():
+        used = [name for name in names if re.search(rf'(?<![\w."]){name}(?![\w"])', code)]
         if used:
             yield f"from {module} import {', '.join(used)}"
 

@@ -43,10 +43,17 @@ def _rule(line: Line, indent: int) -> list[str]:
     pad, said = " " * indent, f"# {line.evidence}"
     if len(pad + line.text) + 1 > WIDTH:
         head, _, rest = line.text.partition("(")
-        parts = _arguments(rest.removesuffix(")"))
-        return [pad + said, f"{pad}{head}(", *(f"{pad}    {part}," for part in parts), f"{pad}),"]
+        parts = [line for part in _arguments(rest.removesuffix(")")) for line in _part(part, pad + "    ")]
+        return [pad + said, f"{pad}{head}(", *parts, f"{pad}),"]
     whole = f"{pad}{line.text},  {said}"
     return [whole] if len(whole) <= WIDTH else [*comment(line.evidence, indent), f"{pad}{line.text},"]
+
+
+def _part(part: str, pad: str) -> list[str]:
+    """Return an argument in one line, or a tuple with an element a line."""
+    if len(pad + part) + 1 <= WIDTH or not part.startswith("("):
+        return [f"{pad}{part},"]
+    return [f"{pad}(", *(f"{pad}    {inner}," for inner in _arguments(part[1:-1])), f"{pad}),"]
 
 
 def _arguments(text: str) -> list[str]:

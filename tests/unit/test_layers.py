@@ -54,7 +54,8 @@ LAYERS: dict[str, frozenset[str]] = {
 
 LIBRARIES = {
     "pytest": {"plugin"}, "_pytest": {"plugin"}, "xdist": {"plugin"}, "hypothesis": {"strategies"},
-    "typer": {"cli", "commands"}, "click": {"cli"}, "rich": {"cli"}, "safetensors": {"io"}, "tempfile": {"io"}, "fcntl": {"io"},
+    "typer": {"cli", "commands"}, "click": {"cli"}, "rich": {"cli"}, "safetensors": {"io"}, "tempfile": {"io"},
+    "fcntl": {"io"},
 }  # fmt: skip
 NO_TORCH = {"errors", "registry"}
 
