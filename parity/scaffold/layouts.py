@@ -18,6 +18,9 @@ from parity.execution.tap import SAME, Layout, permuted, reshaped
 AGREES = 1e-3
 """Relative distance up to which two values are one: float32 rounding and float32 tables, never another function."""
 
+ROUNDING = 5e-5
+"""Relative distance above which more than float32 rounding and float32 tables is seen at a tap."""
+
 
 @dataclass(frozen=True)
 class Laid:

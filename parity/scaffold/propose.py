@@ -15,7 +15,7 @@ from parity.scaffold.adopt import adopted, adopted_keys
 from parity.scaffold.confirm import confirmed
 from parity.scaffold.inputs import Arguments, Proposed, arguments_of, proposed_inputs
 from parity.scaffold.keys import propose_keys
-from parity.scaffold.layouts import AGREES
+from parity.scaffold.layouts import ROUNDING
 from parity.scaffold.masks import masked
 from parity.scaffold.outputs import Picked
 from parity.scaffold.points import by_structure, by_value
@@ -119,11 +119,16 @@ def _keys(
 ) -> tuple[KeyProposal, bool]:
     """Propose the key map; say whether both sides hold the same values by themselves."""
     held = tensors_of(models[0]), tensors_of(models[1])
+    ties = ties_of(held[0]), ties_of(held[1])
     groups = [groups_of(h, tree.stacks) for h, tree in zip(held, trees, strict=True)]
-    known = value_matches(groups[0], groups[1], held[0], held[1])
-    loaded = bool(known)
-    keys = with_ties(propose_keys(groups[0], groups[1], known), ties_of(held[0]), ties_of(held[1]))
-    return (keys if existing is None else adopted_keys(existing, groups[0], groups[1], keys)), loaded
+    known = value_matches(groups[0], groups[1], *held)
+    keys = propose_keys(groups[0], groups[1], known)
+    if any(ties):
+        free = [{k: v for k, v in h.items() if k not in t} for h, t in zip(held, ties, strict=True)]
+        untied = [groups_of(f, tree.stacks) for f, tree in zip(free, trees, strict=True)]
+        bare = propose_keys(untied[0], untied[1], value_matches(untied[0], untied[1], *free))
+        keys = with_ties(keys, bare, *ties)
+    return (keys if existing is None else adopted_keys(existing, groups[0], groups[1], keys)), bool(known)
 
 
 def _drawn(request: Request, models: tuple[nn.Module, nn.Module]) -> None:
@@ -230,4 +235,4 @@ def _taps(
 
 def agrees(apart: float | None) -> bool:
     """Say whether a distance is rounding only."""
-    return apart is not None and apart < AGREES
+    return apart is not None and apart < ROUNDING

@@ -87,11 +87,15 @@ def template_of(path: str, stacks: Mapping[str, int]) -> tuple[str, Index]:
 
 
 def groups_of(tensors: Mapping[str, Tensor], stacks: Mapping[str, int]) -> list[Group]:
-    """Group the tensors of one side; tensors of one name and different shapes are groups of their own."""
+    """Group the tensors of one side; tensors of one name and different shapes are groups of their own.
+
+    What only one block has keeps its number.
+    """
     found: dict[tuple[str, torch.Size], list[Index]] = defaultdict(list)
     order: dict[tuple[str, torch.Size], int] = {}
     for number, (key, value) in enumerate(tensors.items()):
         template, index = template_of(key, stacks)
         found[template, value.shape].append(index)
         order.setdefault((template, value.shape), number)
-    return [Group(t, tuple(sorted(indices)), shape, order[t, shape]) for (t, shape), indices in found.items()]
+    groups = [Group(t, tuple(sorted(indices)), shape, order[t, shape]) for (t, shape), indices in found.items()]
+    return [g if len(g.indices) > 1 else Group(g.keys[0], ((),), g.shape, g.order) for g in groups]

@@ -25,17 +25,29 @@ def ties_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return ties
 
 
-def with_ties(keys: KeyProposal, reference: Mapping[str, str], native: Mapping[str, str]) -> KeyProposal:
-    """Declare what has no proposal and is the memory of another key; propose anew for what is then left of a group."""
+def with_ties(
+    keys: KeyProposal, bare: KeyProposal, reference: Mapping[str, str], native: Mapping[str, str]
+) -> KeyProposal:
+    """Return the proposal that leaves less open: of all tensors (`keys`), or of those no other's memory (`bare`).
+
+    `reference` and `native` hold the tied keys of each side with the key they are tied to.
+    """
+    if not reference and not native:
+        return keys
+    if _open(bare) <= _open(keys):
+        return replace(bare, reference_ties=dict(reference), native_ties=dict(native))
     left_r, ties_r = _parted(keys.reference_blank, reference)
     left_n, ties_n = _parted(keys.native_blank, native)
-    if not ties_r and not ties_n:
-        return keys
     again = propose_keys(left_r, left_n)
     return replace(
         keys, matches=[*keys.matches, *again.matches], reference_blank=again.reference_blank,
         native_blank=again.native_blank, reference_ties=ties_r, native_ties=ties_n,
     )  # fmt: skip
+
+
+def _open(keys: KeyProposal) -> int:
+    doubtful = sum(not match.certain for match in keys.matches)
+    return len(keys.reference_blank) + len(keys.native_blank) + 2 * doubtful
 
 
 def _parted(blank: Sequence[Group], ties: Mapping[str, str]) -> tuple[list[Group], dict[str, str]]:

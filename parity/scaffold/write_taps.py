@@ -96,4 +96,4 @@ def _judged(proposal: Proposal, names: Sequence[str], by_value: bool) -> str:
     apart = max(seen)
     if agrees(apart):
         return f"{apart:.0e} apart" if apart else "equal"
-    return f"{BLANK}: {apart:.1e} apart: another point, another key or another input, or the port's first difference"
+    return f"{BLANK}: {apart:.1e} apart: another point, key or input, or a difference of the port"
