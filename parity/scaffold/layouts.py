@@ -48,8 +48,6 @@ def tells(value: Tensor) -> bool:
 
 def agreeing(reference: Tensor, native: Tensor) -> Laid | None:
     """Return the simplest layout under which two values agree, None where there is none."""
-    if not _could_agree(reference, native):
-        return None
     for rank, (layout, text) in enumerate(layouts_between(reference, native)):
         apart = distance_by(layout, reference, native)
         if apart < AGREES:
@@ -67,12 +65,11 @@ def distance_by(layout: Layout, reference: Tensor, native: Tensor) -> float:
     return max(distance(there, reference), distance(back, native))
 
 
-def _could_agree(reference: Tensor, native: Tensor) -> bool:
-    """Compare what no layout changes: mean and mean square."""
-    if max(native.numel(), reference.numel()) % min(native.numel(), reference.numel()):
+def could_agree(reference: tuple[int, float, float], native: tuple[int, float, float]) -> bool:
+    """Compare number of elements, mean and mean square of two values, which no layout changes."""
+    counts, means, squares = zip(reference, native, strict=True)
+    if max(counts) % min(counts):
         return False
-    squares = [float(v.square().mean()) for v in (reference, native)]
-    means = [float(v.mean()) for v in (reference, native)]
     size = math.sqrt(max(squares)) or 1.0
     return abs(squares[0] - squares[1]) <= 0.01 * max(squares) and abs(means[0] - means[1]) <= 0.01 * size
 

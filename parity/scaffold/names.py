@@ -14,7 +14,7 @@ _VOCABULARY = {
     "mod": "mod modulation modulate adaln ada adanorm shift scale gate table msa", "final": "final head last",
     "norm": "norm ln layernorm rms rmsnorm norms", "ffn": "ffn mlp ff feedforward feed", "self": "self",
     "attn": "attn attention atten", "cross": "cross crs xattn", "block": "block blocks layer layers transformer",
-    "weight": "weight gamma kernel", "bias": "bias beta", "guidance": "guidance", "up": "up fc1", "down": "down fc2",
+    "weight": "weight gamma kernel", "bias": "bias beta", "guidance": "guidance", "up": "up", "down": "down",
 }  # fmt: skip
 _CANONICAL = {word: canonical for canonical, words in _VOCABULARY.items() for word in words.split()}
 _FILLER = {
@@ -68,6 +68,8 @@ def similarity(one: str, other: str) -> float:
     >>> similarity("blocks.{}.self_attn.q", "blocks.{}.attn1.to_q"), similarity("head", "patch")
     (1.0, 0.0)
     """
+    if one == other:
+        return 1.0
     a, b = weights_of(one), weights_of(other)
     total = sum((a | b).values())
     return sum((a & b).values()) / total if total else 0.0

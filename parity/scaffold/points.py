@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from parity.execution.tap import SAME, Layout, Point
-from parity.scaffold.layouts import Laid, agreeing, layouts_between, tells
+from parity.scaffold.layouts import Laid, agreeing, could_agree, layouts_between, tells
 from parity.scaffold.record import Seen
 from parity.scaffold.structure import Tree
 
@@ -48,8 +50,12 @@ class _Edge:
 def by_value(reference: Sequence[Seen], native: Sequence[Seen]) -> list[Shared]:
     """Return the points whose values agree, one for each value: the plainest pair of those that show it."""
     mine, theirs = [s for s in reference if tells(s.value)], [s for s in native if tells(s.value)]
-    edges = [_Edge(r, n, laid) for r in mine for n in theirs if (laid := agreeing(r.value, n.value)) is not None]
+    edges = [_Edge(r, n, laid) for r in mine for n in theirs if (laid := _agreeing(r, n)) is not None]
     return [_shared(min(component, key=_cost)) for component in _components(edges)]
+
+
+def _agreeing(r: Seen, n: Seen) -> Laid | None:
+    return agreeing(r.value, n.value) if could_agree(r.fingerprint, n.fingerprint) else None
 
 
 def _components(edges: Sequence[_Edge]) -> list[list[_Edge]]:
@@ -124,14 +130,23 @@ def _ran(
 ) -> Iterator[Shared]:
     mine = [s for s in seen[0] if trees[0].template(s.module) == path]
     theirs = [s for s in seen[1] if trees[1].template(s.module) == other]
-    for r in mine:
-        for n in theirs:
-            if _same_place(r, n, trees):
-                layout = next(iter(layouts_between(r.value, n.value)), None)
-                if layout is not None and agreeing(r.value, n.value) is None:  # else its value has a tap already
-                    quiet = r.quiet and n.quiet
-                    yield Shared(r.point, n.point, *layout, r.order, False, r.shared or n.shared, quiet, r)
-                    break
+    for at in ("input", "output"):
+        pairs = [(r, n) for r in mine for n in theirs if r.point.at == at and _same_place(r, n, trees)]
+        if any(_agreeing(r, n) is not None or _handed_on(r, seen[0]) for r, n in pairs):
+            continue  # a value that has a tap already
+        for r, n in pairs:
+            layout = next(iter(layouts_between(r.value, n.value)), None)
+            if layout is not None:
+                yield Shared(r.point, n.point, *layout, r.order, False, r.shared or n.shared, r.quiet and n.quiet, r)
+
+
+def _handed_on(given: Seen, seen: Sequence[Seen]) -> bool:
+    """Say whether an input is what an earlier module returned: that output is the place for a tap."""
+    if given.point.at == "output":
+        return False
+    earlier = (s for s in seen if s.point.at == "output" and not s.quiet and s.order < given.order)
+    alike = (s for s in earlier if s.value.numel() == given.value.numel() and could_agree(s.fingerprint, given.fingerprint))
+    return any(torch.equal(s.value.flatten(), given.value.flatten()) for s in alike)
 
 
 def _same_place(r: Seen, n: Seen, trees: tuple[Tree, Tree]) -> bool:

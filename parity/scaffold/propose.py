@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from parity.errors import KeyMapError, ParityError, UsageError
 from parity.pair import Build
@@ -21,7 +21,7 @@ from parity.scaffold.outputs import Picked
 from parity.scaffold.points import by_structure, by_value
 from parity.scaffold.proposal import KeyProposal
 from parity.scaffold.sides import Factory, called_with, resolved
-from parity.scaffold.stacks import groups_of
+from parity.scaffold.stacks import Group, groups_of
 from parity.scaffold.structure import Tree, module_pairs, tree_of
 from parity.scaffold.taps import Spec, all_taps, specs_of
 from parity.scaffold.ties import ties_of, with_ties
@@ -120,15 +120,20 @@ def _keys(
     """Propose the key map; say whether both sides hold the same values by themselves."""
     held = tensors_of(models[0]), tensors_of(models[1])
     ties = ties_of(held[0]), ties_of(held[1])
-    groups = [groups_of(h, tree.stacks) for h, tree in zip(held, trees, strict=True)]
+    groups = _groups(held, trees)
     known = value_matches(groups[0], groups[1], *held)
     keys = propose_keys(groups[0], groups[1], known)
     if any(ties):
         free = [{k: v for k, v in h.items() if k not in t} for h, t in zip(held, ties, strict=True)]
-        untied = [groups_of(f, tree.stacks) for f, tree in zip(free, trees, strict=True)]
+        untied = _groups(free, trees)
         bare = propose_keys(untied[0], untied[1], value_matches(untied[0], untied[1], *free))
         keys = with_ties(keys, bare, *ties)
     return (keys if existing is None else adopted_keys(existing, groups[0], groups[1], keys)), bool(known)
+
+
+def _groups(held: Sequence[Mapping[str, Tensor]], trees: tuple[Tree, Tree]) -> list[list[Group]]:
+    sides = zip(held, trees, ("reference", "native"), strict=True)
+    return [groups_of(tensors, tree.stacks, side) for tensors, tree, side in sides]
 
 
 def _drawn(request: Request, models: tuple[nn.Module, nn.Module]) -> None:

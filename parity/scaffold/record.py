@@ -9,6 +9,7 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -39,6 +40,11 @@ class Seen:
     value: Tensor
     shared: bool = False
     quiet: bool = False
+
+    @cached_property
+    def fingerprint(self) -> tuple[int, float, float]:
+        """Number of elements, mean and mean square: what no layout changes."""
+        return self.value.numel(), float(self.value.mean()), float(self.value.square().mean())
 
     @property
     def module(self) -> str:

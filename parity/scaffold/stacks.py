@@ -22,12 +22,14 @@ class Group:
         indices: the block numbers there are; one empty tuple outside stacks.
         shape: of each of them.
         order: place in the state dict.
+        side: "reference" or "native"; the same name on both sides is two groups.
     """
 
     template: str
     indices: tuple[Index, ...]
     shape: torch.Size
     order: int
+    side: str
 
     @property
     def owner(self) -> str:
@@ -86,7 +88,7 @@ def template_of(path: str, stacks: Mapping[str, int]) -> tuple[str, Index]:
     return ".".join(out), tuple(index)
 
 
-def groups_of(tensors: Mapping[str, Tensor], stacks: Mapping[str, int]) -> list[Group]:
+def groups_of(tensors: Mapping[str, Tensor], stacks: Mapping[str, int], side: str) -> list[Group]:
     """Group the tensors of one side; tensors of one name and different shapes are groups of their own.
 
     What only one block has keeps its number.
@@ -97,5 +99,5 @@ def groups_of(tensors: Mapping[str, Tensor], stacks: Mapping[str, int]) -> list[
         template, index = template_of(key, stacks)
         found[template, value.shape].append(index)
         order.setdefault((template, value.shape), number)
-    groups = [Group(t, tuple(sorted(indices)), shape, order[t, shape]) for (t, shape), indices in found.items()]
-    return [g if len(g.indices) > 1 else Group(g.keys[0], ((),), g.shape, g.order) for g in groups]
+    groups = [Group(t, tuple(sorted(indices)), shape, order[t, shape], side) for (t, shape), indices in found.items()]
+    return [g if len(g.indices) > 1 else Group(g.keys[0], ((),), g.shape, g.order, side) for g in groups]

@@ -56,5 +56,5 @@ def _parted(blank: Sequence[Group], ties: Mapping[str, str]) -> tuple[list[Group
         tied = {key: ties[key] for key in group.keys if key in ties}
         found.update(tied)
         free = [key for key in group.keys if key not in tied]
-        left += [group] if not tied else [Group(key, ((),), group.shape, group.order) for key in free]
+        left += [group] if not tied else [Group(key, ((),), group.shape, group.order, group.side) for key in free]
     return left, found

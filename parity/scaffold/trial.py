@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -135,7 +136,7 @@ def _in_common(reference: Sequence[Seen], native: Sequence[Seen]) -> int:
 
 def _prints(points: Sequence[Seen]) -> Tensor:
     """Return number of elements, mean and root mean square of each value. Shapes: result [P, 3]."""
-    rows = [(p.value.numel(), float(p.value.mean()), float(p.value.square().mean().sqrt())) for p in points]
+    rows = [(p.fingerprint[0], p.fingerprint[1], math.sqrt(p.fingerprint[2])) for p in points]
     return torch.tensor(rows, dtype=torch.float64)
 
 

@@ -29,7 +29,7 @@ def tap_lines(proposal: Proposal) -> Iterator[str]:
             done.add(spec.stack)
             yield f"        *(tap for index in range({spec.stack.upper()}S) for tap in _{spec.stack}_taps(index)),"
     final = ['"final_output"', 'Point("")', 'Point("")', "replace=False", "channel_dim=1"]
-    yield from _lines(final, _judged(proposal, [OUTPUT], False), 8)
+    yield from _lines(final, _judged(proposal, [OUTPUT], True), 8)
     yield "    )"
     for stack in stacks:
         yield from _stack_taps(stack, [s for s in specs if s.stack == stack], proposal)
