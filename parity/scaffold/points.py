@@ -145,7 +145,7 @@ def _handed_on(given: Seen, seen: Sequence[Seen]) -> bool:
     if given.point.at == "output":
         return False
     earlier = (s for s in seen if s.point.at == "output" and not s.quiet and s.order < given.order)
-    alike = (s for s in earlier if s.value.numel() == given.value.numel() and could_agree(s.fingerprint, given.fingerprint))
+    alike = (s for s in earlier if could_agree(s.fingerprint, given.fingerprint))
     return any(torch.equal(s.value.flatten(), given.value.flatten()) for s in alike)
 
 
