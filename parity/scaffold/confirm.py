@@ -33,6 +33,7 @@ def confirmed(keys: KeyProposal, trial: Trial | None) -> KeyProposal:
         before = len(sure.matches)
         for refs, natives in _open_layers(sure):
             sure = _decided(sure, refs, natives, trial)
+        sure = _fused(sure, trial)
     return _transposed(sure, trial)
 
 
@@ -79,15 +80,18 @@ def _fitted(r: Layer, n: Layer) -> list[Match] | None:
 def _decided(keys: KeyProposal, refs: list[Layer], natives: list[Layer], trial: Trial) -> KeyProposal:
     few, many = (refs, natives) if len(refs) <= len(natives) else (natives, refs)
     sets = [s for order in permutations(many, len(few)) for s in _assigned(few, order, turned=few is natives)]
-    if len(sets) > MOST:
-        return keys
+    return keys if len(sets) > MOST else _best(keys, sets, trial)
+
+
+def _best(keys: KeyProposal, sets: Sequence[list[Match]], trial: Trial) -> KeyProposal:
+    """Take the one set of matches under which most values agree, if it is one and more agree than without it."""
     scored = [(trial.score(with_matches(keys, s)), s) for s in sets]
     scored.sort(key=lambda item: -item[0])
     before = trial.score(keys)
-    runner_up = scored[1][0] if len(scored) > 1 else before
-    if not scored or scored[0][0] <= max(runner_up, before):
+    runner_up = max(before, scored[1][0] if len(scored) > 1 else before)
+    if not scored or scored[0][0] <= runner_up:
         return keys
-    said = f"decided by a run: {scored[0][0] - max(runner_up, before)} more values agree"
+    said = f"decided by a run: {scored[0][0] - runner_up} more values agree"
     return with_matches(keys, [replace(m, evidence=said) for m in scored[0][1]])
 
 
@@ -107,6 +111,38 @@ def _turned(matches: Sequence[Match]) -> list[Match]:
 def _is_square(match: Match) -> bool:
     shape = match.reference[0].shape
     return match.kind == "rename" and len(shape) == 2 and shape[0] == shape[1]
+
+
+def _fused(keys: KeyProposal, trial: Trial) -> KeyProposal:
+    """Cut or join layers without a proposal, where rows add up and a run agrees in more values."""
+    for split in (True, False):
+        whole, parts = (keys.reference_blank, keys.native_blank) if split else (keys.native_blank, keys.reference_blank)
+        for layer in _layers(whole):
+            sets = [_cut(layer, run, split) for run in _runs(layer, _layers(parts))]
+            keys = _best(keys, sets[:MOST], trial)
+    return keys
+
+
+def _runs(whole: Layer, parts: Sequence[Layer]) -> Iterator[tuple[Layer, ...]]:
+    """Yield neighbouring layers whose rows add up to those of the whole; two of them also turned round."""
+    fitting = [p for p in parts if len(p) == len(whole) and all(map(_could_be_rows, whole, p))]
+    for start in range(len(fitting)):
+        for stop in range(start + 2, len(fitting) + 1):
+            run = tuple(fitting[start:stop])
+            if sum(layer[-1].shape[0] for layer in run) == whole[-1].shape[0]:
+                yield from (run, run[::-1]) if len(run) == 2 else (run,)
+
+
+def _could_be_rows(whole: Group, part: Group) -> bool:
+    shapes = whole.shape and part.shape and whole.shape[1:] == part.shape[1:] and part.shape[0] < whole.shape[0]
+    return bool(shapes) and (whole.leaf, whole.indices) == (part.leaf, part.indices)
+
+
+def _cut(whole: Layer, run: Sequence[Layer], split: bool) -> list[Match]:
+    rows = [tuple(layer[i] for layer in run) for i in range(len(whole))]
+    if split:
+        return [Match("split", (g,), parts, "") for g, parts in zip(whole, rows, strict=True)]
+    return [Match("fuse", parts, (g,), "") for g, parts in zip(whole, rows, strict=True)]
 
 
 def with_matches(keys: KeyProposal, more: Sequence[Match]) -> KeyProposal:

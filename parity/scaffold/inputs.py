@@ -115,7 +115,7 @@ def role_of(name: str) -> str:
             return role
     if words and words <= {"seq", "len", "length", "max"}:
         return "seq_len"
-    return {"hidden_states": "latents", "sample": "latents", "input": "latents", "z": "latents"}.get(name, "")
+    return "latents" if name in ("hidden_states", "img", "sample", "input", "z") else ""
 
 
 def arguments_of(model: nn.Module, names: Iterable[str]) -> Arguments:

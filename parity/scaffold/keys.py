@@ -80,7 +80,7 @@ def fit(r: Group, n: Group) -> dict[str, bool] | None:
     if len(r.shape) == len(n.shape) == 2 and r.shape == torch.Size(reversed(n.shape)):
         return {"transpose": True}
     flat = _squeezed(r.shape) == _squeezed(n.shape) or _rows_and_rest(r.shape) == _rows_and_rest(n.shape)
-    return {"reshape": True} if flat and min(len(r.shape), len(n.shape)) > 0 else None
+    return {"reshape": True} if flat and r.shape.numel() == n.shape.numel() and r.shape and n.shape else None
 
 
 def _one_sort(r: Group, n: Group) -> bool:
@@ -92,8 +92,8 @@ def _squeezed(shape: torch.Size) -> list[int]:
     return [size for size in shape if size != 1]
 
 
-def _rows_and_rest(shape: torch.Size) -> tuple[int, int] | None:
-    return (shape[0], shape[1:].numel()) if len(shape) > 1 else None
+def _rows_and_rest(shape: torch.Size) -> tuple[int, int]:
+    return (shape[0], shape[1:].numel()) if shape else (0, 0)
 
 
 def _above(path: str) -> str:
@@ -214,16 +214,32 @@ def _part_sets(group: Group, others: Sequence[Group]) -> list[tuple[float, tuple
     fused = in_leaf or fused_parts(group.owner)
     if fused is None:
         return []
-    home = group.owner if in_leaf else _above(group.owner)
+    last = words_of(_last(group.owner))
+    alone = not in_leaf and set(last) - {"text"} <= {fused[0], *fused[1]}
     by_home: dict[tuple[str, str], dict[str, Group]] = defaultdict(dict)
     for other in others:
-        if other.indices == group.indices and sort_of(other.leaf) == sort_of(group.leaf):
-            for part in set(words_of(other.owner.rpartition(".")[2])) & set(fused[1]):
-                if words_of(other.owner.rpartition(".")[2]) == (part,):
-                    by_home[_above(other.owner), other.leaf][part] = other
+        part = _part_of(other, fused[1])
+        alike = other.indices == group.indices and sort_of(other.leaf) == sort_of(group.leaf)
+        if part and alike and _of_text(other) == ("text" in last):
+            by_home[_above(other.owner), other.leaf][part] = other
+    home = _above(group.owner) if alone else group.owner
     whole = [(place, held) for (place, _), held in by_home.items() if len(held) == len(fused[1])]
     sets = [(place, tuple(held[p] for p in fused[1])) for place, held in whole]
     return [(similarity(home, place), parts) for place, parts in sets if _sums_up(group, parts)]
+
+
+def _part_of(group: Group, parts: Sequence[str]) -> str | None:
+    """Return which part of a fused projection a layer is by its name: `q` for `to_q`, `add_q_proj` (of the text)."""
+    words = [word for word in words_of(_last(group.owner)) if word != "text"]
+    return words[0] if len(words) == 1 and words[0] in parts else None
+
+
+def _of_text(group: Group) -> bool:
+    return "text" in words_of(_last(group.owner))
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
 
 
 def _sums_up(group: Group, parts: Sequence[Group]) -> bool:

@@ -9,7 +9,7 @@ from functools import cache
 _VOCABULARY = {
     "q": "q query wq", "k": "k key wk", "v": "v value wv", "out": "o out wo output",
     "qkv": "qkv wqkv", "kv": "kv wkv", "qk": "qk",
-    "time": "t time timestep timesteps temb", "text": "y text txt caption context prompt encoder",
+    "time": "t time timestep timesteps temb", "text": "y text txt caption context prompt encoder add added",
     "patch": "x patch patchify latent latents video", "embed": "embed embedder embedding embeddings emb embedders",
     "mod": "mod modulation modulate adaln ada adanorm shift scale gate table msa", "final": "final head last",
     "norm": "norm ln layernorm rms rmsnorm norms", "ffn": "ffn mlp ff feedforward feed", "self": "self",
@@ -19,6 +19,7 @@ _VOCABULARY = {
 _CANONICAL = {word: canonical for canonical, words in _VOCABULARY.items() for word in words.split()}
 _FILLER = {
     "to", "linear", "proj", "projection", "projector", "module", "net", "model", "the", "in", "of", "layer", "fc",
+    "img",
 }  # fmt: skip
 _PHRASES = {
     "attn1": "self_attn", "attn2": "cross_attn", "crossattn": "cross_attn", "selfattn": "self_attn",

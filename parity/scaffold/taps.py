@@ -140,12 +140,13 @@ def _depth(shared: Shared) -> int:
 
 def _repeats(spec: Spec, chosen: Sequence[Spec]) -> bool:
     """Say whether a point of one side is in a chosen tap already."""
-    places = {(p.module, p.at, p.call) for s in chosen for p in (s.reference,)}
-    natives = {(p.module, p.at, p.call) for s in chosen for p in (s.native,)}
-    r, n = spec.reference, spec.native
-    return ((r.module, r.at, r.call) in places and (n.module, n.at, n.call) in natives) or (
-        not spec.by_value and ((r.module, r.at, r.call) in places or (n.module, n.at, n.call) in natives)
-    )
+    if spec.by_value:
+        return any(spec.reference == s.reference and spec.native == s.native for s in chosen)
+    return any(_one_place(spec.reference, s.reference) or _one_place(spec.native, s.native) for s in chosen)
+
+
+def _one_place(one: Point, other: Point) -> bool:
+    return (one.module, one.at, one.call) == (other.module, other.at, other.call)
 
 
 def _nested(spec: Spec, kept: Sequence[tuple[str, str]]) -> bool:
@@ -230,8 +231,10 @@ def _unique(specs: Sequence[Spec]) -> list[Spec]:
     out: list[Spec] = []
     names: set[tuple[str | None, str]] = {(None, "final_output")}
     for spec in specs:
-        own = plain((spec.native.module or "").partition(HOLE)[2].strip(".").replace(".", "_")) if spec.stack else ""
+        inner = (spec.native.module or "").partition(HOLE)[2].strip(".").replace(".", "_")
+        own = plain(inner) if inner else ""
         own = own or plain((spec.native.module or "").replace(".", "_"))
+        own = own if spec.name else "second_stream"
         tail = "_in" if spec.reference.at == "input" else ""
         tries = [spec.name, own + tail, *(f"{spec.name}_{SPELT[d]}" for d in "23456789")]
         name = next(t for t in tries if (spec.stack, t) not in names)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from parity.scaffold.lines import BLANK, WIDTH, comment, one_line
-from parity.scaffold.proposal import KeyProposal, Line
+from parity.scaffold.proposal import KeyProposal, Line, pattern_of
 from parity.scaffold.propose import Proposal
-from parity.scaffold.stacks import HOLE
+from parity.scaffold.stacks import HOLE, Group
 
 
 def key_map_lines(proposal: Proposal) -> Iterator[str]:
@@ -74,10 +74,25 @@ def _blanks(keys: KeyProposal, side: str, wanted: str) -> Iterator[str]:
         blank, others = others, blank
     if blank:
         yield from comment(f"{BLANK}: {len(blank)} {side} tensors without a proposal. Say for each {wanted}.", 8)
-    for group in blank:
-        near = [o.template.replace(HOLE, "N") for o in others if o.shape == group.shape and o.indices == group.indices]
-        words = f"; free and of that shape: {', '.join(near[:4])}" if near else ""
-        words += "; its layer is not called in this forward" if group in keys.idle else ""
-        yield from comment(f"  {group.template.replace(HOLE, 'N')} {tuple(group.shape)}{words}", 8, "    ")
-        pattern = group.template.replace(".", r"\.").replace(HOLE, r"\d+")
-        yield from comment(f'  {side}_only(r"{pattern}", "why"),', 8, "    ")
+    for groups in _by_layer(blank):
+        near = dict.fromkeys(_open_name([o]) for g in groups for o in others if _same_shape(o, g) and len(g.shape) > 1)
+        words = f"; free and of that shape: {', '.join(list(near)[:4])}" if near else ""
+        words += "; its layer is not called in this forward" if set(groups) <= keys.idle else ""
+        shapes = ", ".join(str(tuple(group.shape)) for group in groups)
+        yield from comment(f"  {_open_name(groups)} {shapes}{words}", 8, "    ")
+        yield from comment(f'  {side}_only(r"{pattern_of(groups)}", "why"),', 8, "    ")
+
+
+def _by_layer(blank: Sequence[Group]) -> list[list[Group]]:
+    owners = dict.fromkeys((group.owner, group.indices) for group in blank)
+    return [[g for g in blank if (g.owner, g.indices) == owner] for owner in owners]
+
+
+def _open_name(groups: Sequence[Group]) -> str:
+    leaves = "|".join(group.leaf for group in groups)
+    owner = groups[0].owner.replace(HOLE, "N")
+    return ".".join(part for part in (owner, f"({leaves})" if len(groups) > 1 else leaves) if part)
+
+
+def _same_shape(one: Group, other: Group) -> bool:
+    return one.shape == other.shape and one.indices == other.indices

@@ -150,6 +150,24 @@ def test_keys_and_taps_of_longcat() -> None:
     assert found.output_distance < 1e-5
 
 
+def test_two_streams_in_one_block_and_fused_layers_without_a_name_for_it() -> None:
+    models = "fixtures.models.dual_stream:"
+    sides = Factory(f"{models}DualStreamReference"), Factory(f"{models}DualStreamNative")
+    found = propose(Request("dual", *sides, inputs=f"{models}dual_stream_inputs"))
+    assert found.keys.is_total
+    assert found.low_fails is None
+    assert max(found.distances.values()) < 1e-5
+    to = r"single_transformer_blocks.\1."
+    parts = ", ".join(f'r"{to}{part}.\\2"' for part in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"))
+    linear1 = r'split(r"single_blocks\.(\d+)\.linear1\.(weight|bias)", '
+    assert f"{linear1}({parts}), sizes=(24, 24, 24, 96))" in rules_of(found)
+    points = points_of(found)
+    assert points["double_blocks.0[0]", "transformer_blocks.0[1]"] == "double_block0"
+    assert points["double_blocks.0[1]", "transformer_blocks.0[0]"] == "double_block0.second_stream"
+    assert points["double_blocks.1.txt_mlp", "transformer_blocks.1.ff_context"] == "double_block1.ff_context"
+    assert points["single_blocks.2", "single_transformer_blocks.2"] == "single_block2"
+
+
 # --- traps ------------------------------------------------------------------------------------------------------------
 
 MODELS = "fixtures.models.adversarial:"

@@ -74,8 +74,8 @@ def test_what_nothing_says_is_a_blank_and_the_run_says_what_to_fill_in(cli: Cli,
     assert "not run: the " in result.stdout
     text = (tmp_path / "tests" / "pairs" / "open.py").read_text()
     assert 'raise UsageError("TODO(pair): say in _call_native what the native gets for alpha, beta")' in text
-    assert "#   unlike.weight (7, 3)" in text
-    assert 'native_only(r"unlike\\.weight", "why"),' in text
+    assert "#   unlike.(weight|bias) (7, 3), (7,)" in text
+    assert 'native_only(r"unlike\\.(weight|bias)", "why"),' in text
     assert cli("pairs").exit_code == 0
     run = cli("run", "open", "--device", "cpu")
     assert run.exit_code == 1
