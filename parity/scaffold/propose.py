@@ -22,7 +22,7 @@ from parity.scaffold.points import by_structure, by_value
 from parity.scaffold.proposal import KeyProposal
 from parity.scaffold.sides import Factory, called_with, resolved
 from parity.scaffold.stacks import Group, groups_of
-from parity.scaffold.structure import Tree, module_pairs, tree_of
+from parity.scaffold.structure import Tree, check_depths, module_pairs, tree_of
 from parity.scaffold.taps import Spec, all_taps, specs_of
 from parity.scaffold.ties import ties_of, with_ties
 from parity.scaffold.trial import Call, Trial, attempted, failing
@@ -94,6 +94,7 @@ def propose(request: Request) -> Proposal:
         raise UsageError(f"both sides give a {own}: a model compared with itself always agrees")
     existing = adopted(request.mapping, request.converter)
     trees = tree_of(models[0]), tree_of(models[1])
+    check_depths(*trees)
     keys, loaded = _keys(models, trees, existing)
     if not loaded:
         _drawn(request, models)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from parity.errors import UsageError
 from parity.scaffold.proposal import Match
 from parity.scaffold.record import is_quiet
 from parity.scaffold.stacks import HOLE, stacks_of, template_of
@@ -30,6 +31,10 @@ class Tree:
         """Return a path with its block numbers left open."""
         return template_of(path, self.stacks)[0]
 
+    def is_deep(self, stack: str) -> bool:
+        """Say whether the blocks of a stack have modules of their own."""
+        return any(True for _ in self.model.get_submodule(f"{stack}.0").children())
+
     def is_quiet(self, template: str) -> bool:
         """Say whether the module is a norm, an activation or a dropout."""
         return is_quiet(template, self.paths[template])
@@ -43,6 +48,22 @@ def tree_of(model: nn.Module) -> Tree:
         if path:
             paths.setdefault(template_of(path, stacks)[0], module)
     return Tree(model, stacks, paths)
+
+
+def check_depths(reference: Tree, native: Tree) -> None:
+    """Check that two models of one stack of blocks each have as many of them.
+
+    Raises:
+        UsageError: they do not, so no block's tensors could be matched.
+    """
+    mine, theirs = (
+        [(p, n) for p, n in t.stacks.items() if HOLE not in t.template(p) and t.is_deep(p)] for t in (reference, native)
+    )
+    if len(mine) == len(theirs) == 1 and mine[0][1] != theirs[0][1]:
+        raise UsageError(
+            f"the reference has {mine[0][1]} blocks ({mine[0][0]}), the native {theirs[0][1]} ({theirs[0][0]})\n"
+            "build both with the same number: --reference-config, --native-config"
+        )
 
 
 def module_pairs(matches: Iterable[Match], reference: Tree, native: Tree) -> dict[str, str]:

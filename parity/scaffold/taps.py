@@ -177,13 +177,9 @@ def _stack(r: str, reference: Tree, native: Tree, n: str) -> tuple[str, int]:
     """Return what blocks of a stack are called and how many there are; `block` where a model has one stack."""
     path = r.partition(HOLE)[0].rstrip(".")
     count = min(reference.stacks.get(path, 0), native.stacks.get(n.partition(HOLE)[0].rstrip("."), 0))
-    stacks = [p for p in reference.stacks if HOLE not in reference.template(p) and _is_deep(reference, p)]
+    stacks = [p for p in reference.stacks if HOLE not in reference.template(p) and reference.is_deep(p)]
     own = re.sub(r"s$", "", plain(path.rpartition(".")[2]))
     return ("block" if stacks == [path] or own == "block" else own), count
-
-
-def _is_deep(tree: Tree, path: str) -> bool:
-    return any(True for _ in tree.model.get_submodule(f"{path}.0").children())
 
 
 def _channel_dim(found: Shared, reference: Tree) -> int:

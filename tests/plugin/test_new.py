@@ -168,6 +168,8 @@ NATIVE = ("--native", "fixtures.tiny:Native", "--native-config", '{"depth": 2, "
          "a model compared with itself always agrees"),
         (("p", *NATIVE, *REFERENCE[:2], "--reference-config", "depth=2"), 2, "--reference-config is no JSON"),
         (("p", *NATIVE, *REFERENCE[:2], "--reference-config", "[2]"), 2, "valid: a JSON object"),
+        (("p", *NATIVE, *REFERENCE[:2], "--reference-config", '{"depth": 3, "width": 16}'), 2,
+         "the reference has 3 blocks (layers), the native 2 (blocks)"),
         (("p", *TINY, "--mapping", f"{HERE}:HERE"), 2, "a dict from pattern to name"),
         (("p", *TINY, "--converter", f"{HERE}:HERE"), 2, "a function from state dict to state dict"),
         (("p", *TINY, "--converter", f"{HERE}:cli", "--mapping", f"{HERE}:HERE"), 2, "not from both"),
