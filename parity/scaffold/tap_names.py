@@ -26,6 +26,8 @@ def layer_name(found: Shared, r: str, n: str) -> str | None:
         return None
     if found.quiet:
         return "_residual"
+    if _inside_attention(_last(r), _last(n), is_input):
+        return None
     words = {w for path in (r, n) for w in words_of(path.split(".")[0])}
     kinds = {"ffn": "ffn", "cross": "cross_attn", "attn": "self_attn", "mod": "modulation"}
     kind = next((kind for word, kind in kinds.items() if word in words), plain(n.split(".")[0]))
@@ -33,6 +35,12 @@ def layer_name(found: Shared, r: str, n: str) -> str | None:
     if deep or (is_input and kind == "modulation"):
         return None
     return f"{kind}_in" if is_input else kind
+
+
+def _inside_attention(r: str, n: str, is_input: bool) -> bool:
+    """Say whether a point is a projection's result, or what the last projection is given: the attention has taps."""
+    wanted = {"out"} if is_input else {"q", "k", "v", "qkv", "kv"}
+    return all(wanted & set(words_of(name)) for name in (r, n))
 
 
 def outside_name(found: Shared, final: bool) -> str | None:

@@ -95,7 +95,7 @@ def specs_of(shared: Sequence[Shared], pairs: Mapping[str, str], reference: Tree
     `pairs` are modules that belong together; what lies inside both of a pair gets no tap.
     """
     chosen: list[Spec] = []
-    kept = [(r, n) for r, n in pairs.items() if not (r.endswith(HOLE) or _holds_stack(r, reference))]
+    kept = [(r, n) for r, n in pairs.items() if not (r.endswith(HOLE) or _holds_several(r, reference))]
     last = max((s.order for s in shared if _is_block(s, reference) and s.value is not None), default=None)
     for found in _merged(shared, reference, native):
         spec = _named(found, reference, native, last)
@@ -109,8 +109,11 @@ def specs_of(shared: Sequence[Shared], pairs: Mapping[str, str], reference: Tree
     return _unique(_with_residuals(_in_order(chosen)))
 
 
-def _holds_stack(path: str, tree: Tree) -> bool:
-    return any(tree.template(stack) == path or tree.template(stack).startswith(f"{path}.") for stack in tree.stacks)
+def _holds_several(path: str, tree: Tree) -> bool:
+    """Say whether a module only gathers others (embedders, blocks): what lies inside has taps of its own."""
+    inside = [p for p in tree.paths if p.rpartition(".")[0] == path and any(True for _ in tree.paths[p].children())]
+    stacks = [tree.template(stack) for stack in tree.stacks]
+    return len(inside) > 1 or any(stack == path or stack.startswith(f"{path}.") for stack in stacks)
 
 
 def _is_block(shared: Shared, tree: Tree) -> bool:
