@@ -25,7 +25,7 @@ class Shared:
         order: when the reference reaches it.
         by_value: values agree; False: only the structure and the shapes do.
         shared: the value is used after the call on either side.
-        quiet: both modules are norms, activations or dropouts.
+        quiet: no branch ends here: the output of a norm, activation or dropout, or the input of one (a residual).
         value: what the reference has there; None without a run.
     """
 
@@ -99,10 +99,14 @@ def _is_block(seen: Seen) -> bool:
 
 def _shared(edge: _Edge) -> Shared:
     r, n = edge.reference, edge.native
-    both_quiet = r.quiet and n.quiet
     return Shared(
-        r.point, n.point, edge.laid.layout, edge.laid.text, r.order, True, r.shared or n.shared, both_quiet, r
+        r.point, n.point, edge.laid.layout, edge.laid.text, r.order, True, r.shared or n.shared, _quiet(r, n), r
     )
+
+
+def _quiet(r: Seen, n: Seen) -> bool:
+    """Say whether no branch ends here: outputs of norms on both sides, the input of a norm on one (a residual)."""
+    return (r.quiet or n.quiet) if r.point.at == "input" else (r.quiet and n.quiet)
 
 
 def by_structure(
@@ -137,7 +141,7 @@ def _ran(
         for r, n in pairs:
             layout = next(iter(layouts_between(r.value, n.value)), None)
             if layout is not None:
-                yield Shared(r.point, n.point, *layout, r.order, False, r.shared or n.shared, r.quiet and n.quiet, r)
+                yield Shared(r.point, n.point, *layout, r.order, False, r.shared or n.shared, _quiet(r, n), r)
 
 
 def _handed_on(given: Seen, seen: Sequence[Seen]) -> bool:

@@ -73,7 +73,7 @@ def test_names_say_what_the_port_s_own_mapping_says() -> None:
     outside = ["patch_embed", "time_sinusoid", "time_embed", "time_modulation", "caption_embed"]
     last = ["final_layer_in", "final_layer"]
     assert [spec.name for spec in found.taps if spec.stack is None] == [*outside, *last]
-    # The port adds the second residual inside its fused norm: there is no input to compare.
-    inside = ["self_attn_in", "self_attn", "self_attn_residual", "cross_attn_in", "cross_attn"]
-    assert [spec.name for spec in found.taps if spec.stack] == [*inside, "ffn_in", "ffn", ""]
+    attention = ["self_attn_in", "self_attn", "self_attn_residual", "cross_attn_in", "cross_attn"]
+    ffn = ["cross_attn_residual", "ffn_in", "ffn", ""]
+    assert [spec.name for spec in found.taps if spec.stack] == [*attention, *ffn]
     assert max(found.distances.values()) < 1e-5
