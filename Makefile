@@ -10,7 +10,7 @@ LOCK = requirements/lock$(shell $(PYTHON) -c 'import sys; print("-py310" if sys.
 PIP = $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup parity test lint third-party bench-shadow method-table findings clean
+.PHONY: help setup parity test lint third-party bench-shadow bench-stress sample method-table findings clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,7 +28,7 @@ $(READY): requirements/lock.txt requirements/lock-py310.txt pyproject.toml
 	@touch $(READY)
 
 parity: $(READY) ## judge the bundled pair, block by block, LoRA off and on
-	$(BIN)/pytest -m parity -k "longcat and not longcat_fastvideo" $(ARGS) tests/suite
+	$(BIN)/pytest -m parity --parity-pair longcat $(ARGS) tests/suite
 
 test: $(READY) ## run every test; gets the one third-party source they need
 	$(BIN)/python scripts/unpack_third_party.py wan22
@@ -43,6 +43,12 @@ third-party: $(READY) ## unpack every third-party source below .third_party/
 
 bench-shadow: $(READY) ## measure time and memory of shadow execution; writes benchmarks/results/shadow.md
 	$(BIN)/python benchmarks/bench_shadow.py $(ARGS)
+
+bench-stress: $(READY) ## run the suite 200 times in one process; writes benchmarks/results/stress.md
+	$(BIN)/python benchmarks/bench_stress.py $(ARGS)
+
+sample: $(READY) ## make the sample record in reports/sample/
+	$(BIN)/python -m pytest -m parity --parity-pair longcat -k "block0 or final" --parity-report reports/sample $(ARGS) tests/suite
 
 # The scripts below are run where they exist.
 method-table: $(READY) ## make the table of docs/method.md

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,7 @@ def _record(session: PairSession, reference: Mapping[str, Any], native: Mapping[
         "declared": dict(pair.declared),
         "weight_differences": weight_differences(session.weights),
         "stored_weight_rounding": sum(w.finer is not None or w.native_finer for w in session.weights.values()),
+        "shared_code": shared_code(pair.reference.source.module, reference["classes"], session.native.model),
         "blind_spots": [*reference["blind_spots"], *native["blind_spots"]],
     }
 
@@ -133,6 +134,7 @@ def about_side(loaded: LoadedSide) -> dict[str, Any]:
         "side": _side(loaded),
         "substitutes": sorted(loaded.side.substitutes()),
         "blind_spots": blind_spots(loaded.label, loaded.model),
+        "classes": sorted({_named(type(m)) for m in loaded.model.modules()}),
     }
 
 
@@ -174,6 +176,25 @@ def check_source(loaded: LoadedSide) -> None:
     checkout = os.environ.get(source.checkout or "", "")
     if checkout and not source.bundled:
         check_imported_from(source.module, Path(checkout).expanduser())
+
+
+def shared_code(module: str, theirs: Collection[str], native: nn.Module) -> list[str]:
+    """Say which classes of the reference's package both sides run: a port that imports a part proves nothing of it.
+
+    `module` is where the reference's code comes from, `theirs` the classes it runs, by full name; classes of other
+    packages, torch's first, are nobody's port.
+    """
+    package = module.partition(".")[0]
+    found: dict[str, str] = {}
+    for path, part in native.named_modules():
+        name = _named(type(part))
+        if name in theirs and name.partition(".")[0] == package != "torch":
+            found.setdefault(name, path)
+    return [f"{name} (native: {path})" for name, path in found.items()]
+
+
+def _named(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def blind_spots(side: str, model: nn.Module) -> list[str]:

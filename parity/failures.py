@@ -49,7 +49,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _out_of_memory(error: Exception, doing: str) -> ModelFailed:
     text = _shortened(str(error) or type(error).__name__)
-    advice = "take a smaller --parity-size, fewer --parity-twins, or --parity-device cpu"
+    advice = "take a smaller input, a smaller --parity-size, fewer --parity-twins, or --parity-device cpu"
     return ModelFailed(f"out of memory: {doing}: {text}\n{advice}")
 
 

@@ -54,6 +54,26 @@ def recordings(folders: Sequence[Path]) -> dict[str, Path]:
     return found
 
 
+def states_of(folder: Path) -> set[State]:
+    """Return the LoRA states and variants that were recorded."""
+    draws = RecordingFolder(folder).manifest()["draws"].values()
+    return {(bool(draw["lora"]), str(draw["variant"])) for draw in draws}
+
+
+def recorded_build(folder: Path) -> tuple[Build, Options]:
+    """Return what was built and how it was run when a reference was recorded.
+
+    Raises:
+        RecordError: there is no complete recording.
+    """
+    manifest = RecordingFolder(folder).manifest()
+    held, seeds = manifest["identity"], [int(draw["seed"]) for draw in manifest["draws"].values()]
+    dtype, shadow = (getattr(torch, str(held[name])) for name in ("dtype", "shadow_dtype"))
+    build = Build(str(held["size"]), dtype, torch.device(str(held["device"])), int(held["weights_seed"]))
+    first, last = min(seeds, default=0), max(seeds, default=0)
+    return build, Options(first, draws=last - first + 1, twins=int(held["twins"]), shadow_dtype=shadow)
+
+
 class References:
     """Hands out recorded references where the models are not to be resident together.
 

@@ -120,6 +120,13 @@ class PairSession:
                 f"{self.pair.name}: both sides are the same class {type(self.native.model).__qualname__}\n"
                 "a model compared with itself always agrees; check which checkout each side imports"
             )
+        whole = type(self.reference.model)
+        held = [name for name, m in self.native.model.named_modules() if type(m) is whole]
+        if held and not whole.__module__.startswith("torch."):
+            raise ParityError(
+                f"{self.pair.name}: the native's {held[0]!r} is the reference's own class {whole.__qualname__}\n"
+                "a model compared with itself always agrees; check what the native wraps or imports"
+            )
         mine = {id(m) for m in self.reference.model.modules()}
         shared = [name for name, m in self.native.model.named_modules() if id(m) in mine]
         if shared:

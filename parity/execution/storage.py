@@ -79,12 +79,47 @@ class Entry:
         self.watch: _Watch | None = None
 
 
+_SPARE_FROM = 1 << 18
+"""High values from which the memory of a dead shadow is kept for the next one."""
+_SPARES = 4
+
+
+class Spare:
+    """Memory of dead shadows on a CPU, one piece a size: fresh memory costs as much there as what is written to it."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, Tensor] = {}
+
+    def keep(self, entry: Entry) -> None:
+        """Keep the memory of an entry that has gone, unless anyone else still sees it."""
+        flat, entry.owner = entry.flat, None
+        if flat is None or entry.shared or flat.numel() < _SPARE_FROM or flat.device.type != "cpu":
+            return
+        entry.flat = None
+        if _seen_by(flat) == 1:
+            self._held[flat.numel()] = flat
+            if len(self._held) > _SPARES:
+                del self._held[next(iter(self._held))]
+
+    def take(self, like: Tensor) -> Tensor | None:
+        """Return memory for the high values of a tensor, dense; None where there is none of its size."""
+        flat = self._held.pop(like.numel(), None)
+        return None if flat is None else flat.view(like.shape)
+
+
+def _seen_by(tensor: Tensor) -> int:
+    """Count the tensors that share a tensor's memory, itself included."""
+    storage = tensor.untyped_storage()
+    return int(torch._C._storage_Use_Count(storage._cdata)) - 1  # one is `storage`
+
+
 class ShadowTable:
     """Shadows of the storages that are alive. Letters: n real scalars in a storage."""
 
     def __init__(self, dtype: torch.dtype = torch.float64) -> None:
         self.dtype = dtype
         self.entries: dict[int, Entry] = {}
+        self.spare = Spare()
 
     def high_dtype(self, low: torch.dtype) -> torch.dtype:
         """Return the shadow dtype of a low dtype: what is float64 in the model stays float64."""
@@ -112,6 +147,7 @@ class ShadowTable:
         held = self.entries.get(watch.key)
         if held is not None and held.watch is watch:
             del self.entries[watch.key]
+            self.spare.keep(held)
 
     def adopt(self, tensor: Tensor, high: Tensor) -> None:
         """Bind freshly computed high values to a freshly computed tensor of the same shape."""

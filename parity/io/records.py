@@ -65,6 +65,15 @@ def read_record(path: str | Path, kind: Kind = RECORD) -> dict[str, Any]:
     return out
 
 
+def copy_record(source: str | Path, target: str | Path) -> Path:
+    """Copy a record as it is.
+
+    Raises:
+        OSError: the target cannot be written; it is untouched.
+    """
+    return write_atomic(target, Path(source).read_bytes())
+
+
 def as_json(record: Mapping[str, Any]) -> str:
     """Return a record as the strict JSON that `write_record` keeps of it, without schema and digest.
 

@@ -1,11 +1,15 @@
-"""The pytest plugin: hooks of a few lines over one engine."""
+"""The pytest plugin: hooks of a few lines over one engine.
+
+Every pytest run of an environment that has this package imports this file, so nothing here imports torch: pairs, engine
+and records are imported when a test asks for a case, or an option of this plugin is given.
+"""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
-import torch
 
 from parity.errors import ParityError
 from parity.plugin.book import Bookkeeper
@@ -13,6 +17,7 @@ from parity.plugin.cases import OURS, cases_of, parametrize
 from parity.plugin.check import ParityWarning, parity_check, parity_engine, parity_evidence, parity_state
 from parity.plugin.drawn import parity_drawn, parity_sensitivity
 from parity.plugin.options import add_options, given
+from parity.plugin.partial import Selection
 
 __all__ = [
     "ParityWarning", "parity_check", "parity_drawn", "parity_engine", "parity_evidence", "parity_sensitivity",
@@ -31,10 +36,36 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the markers and who writes the record: one process, however many run tests."""
     config.addinivalue_line("markers", "parity: a numerical parity check of a model pair")
     config.addinivalue_line("markers", "parity_gpu: needs a GPU")
+    selection = Selection(config)
+    config.pluginmanager.register(selection, "parity-selection")
     if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Bookkeeper(config), "parity-bookkeeper")
-    else:  # workers that each use every core wait for each other a hundred times longer than they compute
-        torch.set_num_threads(max(1, torch.get_num_threads() // int(config.workerinput["workercount"])))
+        config.pluginmanager.register(Bookkeeper(config, selection), "parity-bookkeeper")
+        if _distributes(config):
+            _let_threads_sleep(config)
+
+
+def _distributes(config: pytest.Config) -> bool:
+    """Say whether this process hands tests to others: it collects nothing itself."""
+    return bool(getattr(config.option, "dist", "no") != "no") and not hasattr(config, "workerinput")
+
+
+def _let_threads_sleep(config: pytest.Config) -> None:
+    """Have the threads of workers that share the cores sleep while they wait.
+
+    Every worker computes with as many threads as one process would: with fewer, sums have another order and other low
+    bits. By default they spin while they wait for each other, a hundred times longer than they compute.
+    """
+    if _has_pairs(config) and "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+        config.add_cleanup(_forget_wait_policy)
+
+
+def _forget_wait_policy() -> None:
+    os.environ.pop("OMP_WAIT_POLICY", None)
+
+
+def _has_pairs(config: pytest.Config) -> bool:
+    return bool(config.getoption("--parity-pairs") or config.getini("parity_pairs"))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -44,9 +75,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     xdist's controller collects nothing, so it checks whenever there are pairs.
     """
     config = session.config
-    controls = bool(getattr(config.option, "dist", "no") != "no") and not hasattr(config, "workerinput")
     asked = given(config) or config.getoption("--parity-require") or config.getoption("--parity-drawn")
-    if asked or (controls and config.getini("parity_pairs")):
+    if asked or (_distributes(config) and _has_pairs(config)):
         try:
             cases_of(config)
         except ParityError as error:
@@ -81,8 +111,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs a GPU where there is none."""
-    if item.get_closest_marker("parity_gpu") and not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
+    if item.get_closest_marker("parity_gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a GPU")
 
 
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:

@@ -7,17 +7,18 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from parity.case import ParityCase
-from parity.engine import Engine
 from parity.errors import ParityError, SourceMissing
-from parity.plugin.cases import engine_of
+from parity.plugin.cases import engine_of, place_of
 from parity.plugin.options import given
-from parity.report.record import unjudged_record
 from parity.report.wording import error_text, evidence_text, failure_text, not_judged_text
+
+if TYPE_CHECKING:  # torch comes with these; see the package
+    from parity.case import ParityCase
+    from parity.engine import Engine
 
 _TOLD = pytest.StashKey[set[tuple[str, str]]]()
 
@@ -40,6 +41,8 @@ def parity_engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 
 def _cases_of(item: pytest.Item) -> list[ParityCase]:
+    from parity.case import ParityCase
+
     params = getattr(getattr(item, "callspec", None), "params", {})
     return [value for value in params.values() if isinstance(value, ParityCase)]
 
@@ -80,9 +83,10 @@ class _Check:
             record, state = self._engine.case_record(case), self._engine.state_record(case)
         except SourceMissing as error:
             required = case.pair in self._config.getoption("--parity-require")
-            return _unjudged(case, "error" if required else "skipped", f"{_required(case) if required else ''}{error}")
+            outcome, text = ("error", f"{_required(case)}{error}") if required else ("skipped", str(error))
+            return unjudged(self._config, case, outcome, text)
         except ParityError as error:
-            return _unjudged(case, "error", str(error))
+            return unjudged(self._config, case, "error", str(error))
         told = self._config.stash.setdefault(_TOLD, set())
         if (case.pair, case.state) not in told:
             told.add((case.pair, case.state))
@@ -95,19 +99,23 @@ class _Check:
 
     def rerun(self) -> str:
         """Return the command that runs this test alone."""
-        return rerun_of(self._config, self._node)
+        return rerun_of(self._config, self._node.nodeid)
 
 
-def rerun_of(config: pytest.Config, node: pytest.Item) -> str:
+def rerun_of(config: pytest.Config, nodeid: str) -> str:
     """Word the command that runs a test alone, from where pytest was called."""
-    file, _, rest = node.nodeid.partition("::")
+    file, _, rest = nodeid.partition("::")
     path = os.path.relpath(config.rootpath / file, config.invocation_params.dir)
     return f'pytest "{Path(path).as_posix()}::{rest}"{given(config)}'
 
 
-def _unjudged(case: ParityCase, outcome: str, text: str) -> dict[str, Any]:
+def unjudged(config: pytest.Config, case: ParityCase, outcome: str, text: str) -> dict[str, Any]:
+    """Return the record of a case without a verdict."""
+    from parity.report.record import unjudged_record
+
     return unjudged_record(
-        case_id=case.id, pair=case.pair, state=case.state, tap=case.tap, outcome=outcome, text=text
+        case_id=case.id, pair=case.pair, state=case.state, tap=case.tap, outcome=outcome, text=text,
+        order=place_of(config, case),
     )  # fmt: skip
 
 
@@ -139,7 +147,7 @@ def parity_evidence(request: pytest.FixtureRequest, parity_state: Any) -> Any:
     def check(case: ParityCase, field: str) -> None:
         state = parity_state(case)
         if state[field]:
-            _fail(evidence_text(state, field, rerun_of(request.config, request.node)))
+            _fail(evidence_text(state, field, rerun_of(request.config, request.node.nodeid)))
 
     return check
 

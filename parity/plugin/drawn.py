@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import pytest
 
-from parity.case import ParityCase
-from parity.engine import Engine
 from parity.errors import ParityError, SourceMissing
 from parity.plugin.check import ParityWarning, rerun_of
 from parity.plugin.options import drawn_given
 from parity.report.drawn import drawn_text, imprecise_text, sensitivity_text
 from parity.report.wording import error_text
-from parity.sensitivity import Response, Sensitivity
-from parity.session import PairSession
 
-if TYPE_CHECKING:  # hypothesis takes its time to import, and not everyone has it
+if TYPE_CHECKING:  # torch and hypothesis come with these; see the package
+    from parity.case import ParityCase
+    from parity.engine import Engine
     from parity.explored import Explored
+    from parity.sensitivity import Response
+    from parity.session import PairSession
     from parity.strategies import Profile
 
 T = TypeVar("T")
-_SENSITIVITIES = pytest.StashKey[dict[str, Sensitivity]]()
+_SENSITIVITIES = pytest.StashKey[dict[str, Any]]()
 
 
 class _Check:
@@ -36,6 +36,8 @@ class _Check:
         self._config, self._node, self._engine = request.config, request.node, engine
 
     def _session(self, case: ParityCase) -> PairSession:
+        from parity.session import PairSession
+
         session = self._tried(case, lambda: self._engine.session(case.pair))
         if not isinstance(session, PairSession) or session.recorded is not None:
             self._not_judged("needs both models in memory: pass --parity-residency=together")
@@ -54,7 +56,7 @@ class _Check:
         pytest.skip(str(problem))
 
     def _rerun(self, extra: str = "") -> str:
-        return rerun_of(self._config, self._node) + extra
+        return rerun_of(self._config, self._node.nodeid) + extra
 
     def _outcome(self, outcome: str) -> None:
         self._node.user_properties.append(("parity_outcome", outcome))
@@ -150,9 +152,12 @@ class _SensitivityCheck(_Check):
         self._outcome("passed")
 
     def _responses(self, case: ParityCase, name: str) -> list[Response]:
+        from parity.sensitivity import Sensitivity
+
         session = self._session(case)
         held = self._config.stash.setdefault(_SENSITIVITIES, {})
         if case.pair not in held:
             shadow_dtype = self._engine.settings.options.shadow_dtype
             held[case.pair] = self._tried(case, lambda: Sensitivity(session, shadow_dtype))
-        return self._tried(case, lambda: held[case.pair].of(name))
+        found: list[Response] = self._tried(case, lambda: held[case.pair].of(name))
+        return found

@@ -6,22 +6,22 @@ import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
-from parity.choices import DTYPES, device_named, dtype_named
-from parity.discover import choose, discover
-from parity.engine import Settings
 from parity.errors import UsageError
-from parity.pair import ModelPair
-from parity.propagation import Interpreter, propagate
-from parity.references import ReferenceSources, recordings
-from parity.run import Options
 from parity.space import Drawn, parse_drawn
 
-_SHADOWS = {"float64": torch.float64, "float32": torch.float32}
+if TYPE_CHECKING:  # torch comes with these; see the package
+    import torch
+
+    from parity.engine import Settings
+    from parity.pair import ModelPair
+    from parity.references import ReferenceSources
+
+_DTYPES = ("bfloat16", "float16", "float32")
+_SHADOWS = ("float32", "float64")
 
 
 def _at_least(least: int) -> Callable[[str], int]:
@@ -40,7 +40,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--parity-require": {
         "action": "append", "default": [], "metavar": "NAME", "help": "a skip of this pair is a failure",
     },
-    "--parity-dtype": {"choices": sorted(DTYPES), "default": None, "help": "storage dtype (default: the pair's)"},
+    "--parity-dtype": {"choices": _DTYPES, "default": None, "help": "storage dtype (default: the pair's)"},
     "--parity-size": {"default": None, "metavar": "NAME", "help": "size of the models (default: the pair's first)"},
     "--parity-device": {"default": "auto", "metavar": "DEVICE", "help": "auto, cpu, cuda, cuda:1"},
     "--parity-seed": {"type": _at_least(0), "default": 0, "help": "seed of the first draw"},
@@ -48,7 +48,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "type": _at_least(1), "default": None, "help": "inputs pooled per case (default: the pair's)",
     },
     "--parity-twins": {"type": _at_least(1), "default": 3, "help": "lattice twins a draw (default 3)"},
-    "--parity-shadow-dtype": {"choices": sorted(_SHADOWS), "default": "float64", "help": "dtype of the shadow"},
+    "--parity-shadow-dtype": {"choices": _SHADOWS, "default": "float64", "help": "dtype of the shadow"},
     "--parity-examples": {"type": _at_least(1), "default": 6, "help": "drawn inputs a pair and LoRA state (default 6)"},
     "--parity-profile": {
         "choices": ["ci", "local"], "default": None,
@@ -94,6 +94,8 @@ def chosen_pairs(config: pytest.Config) -> dict[str, ModelPair]:
     Raises:
         UsageError: a name is unknown, or there is no pair.
     """
+    from parity.discover import choose, discover
+
     pairs = discover([Path(p) for p in config.getoption("--parity-pairs")] or list(config.getini("parity_pairs")))
     if not pairs:
         raise UsageError("no pair was found: set `parity_pairs` in the pytest configuration to folders of pair files")
@@ -116,6 +118,12 @@ def settings_of(config: pytest.Config) -> Settings:
     Raises:
         UsageError: there is no such device.
     """
+    import torch
+
+    from parity.choices import dtype_named
+    from parity.engine import Settings
+    from parity.run import Options
+
     option = config.getoption
     drawn_given(config)
     return Settings(
@@ -126,7 +134,7 @@ def settings_of(config: pytest.Config) -> Settings:
             seed=option("--parity-seed"),
             draws=option("--parity-draws"),
             twins=option("--parity-twins"),
-            shadow_dtype=_SHADOWS[option("--parity-shadow-dtype")],
+            shadow_dtype=getattr(torch, option("--parity-shadow-dtype")),
         ),
         sources=_sources(config),
     )
@@ -139,6 +147,9 @@ def _sources(config: pytest.Config) -> ReferenceSources:
         RecordError: a recording is not usable.
         UsageError: there is no such device.
     """
+    from parity.propagation import Interpreter, propagate
+    from parity.references import ReferenceSources, recordings
+
     option = config.getoption
     residency, python = option("--parity-residency"), option("--parity-reference-python")
     here = Interpreter(python, tuple(Path(p) for p in option("--parity-pairs"))) if python else None
@@ -161,6 +172,10 @@ def drawn_given(config: pytest.Config) -> list[Drawn]:
 
 def _device(config: pytest.Config) -> torch.device:
     """Return the device; worker N of several takes GPU N."""
+    import torch
+
+    from parity.choices import device_named
+
     device = device_named(config.getoption("--parity-device"))
     worker = getattr(config, "workerinput", {}).get("workerid", "")
     if config.getoption("--parity-device") == "auto" and device.type == "cuda" and worker:

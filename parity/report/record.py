@@ -120,19 +120,50 @@ def _excesses(draws: Sequence[Evidence]) -> dict[str, dict[str, float]]:
 
 def run_record(
     environment: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]], cases: Sequence[Mapping[str, Any]],
-    created: str, complete: bool = True,
+    created: str, complete: bool = True, selected: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return a whole record. `pairs`: one entry per pair and state, what both have in common; `cases`: by id."""
+    """Return a whole record, its order independent of what ran first.
+
+    Args:
+        environment: what verdicts depend on besides the models.
+        pairs: one entry per pair and state, what its cases have in common.
+        cases: one entry per case.
+        created: when, in UTC.
+        complete: False where the run was cut short.
+        selected: cases were left out because others were asked for.
+    """
     return {
         "schema": SCHEMA,
         "created": created,
         "complete": complete,
+        "selected": selected,
         "environment": dict(environment),
         "limits_version": LIMITS_VERSION,
         "pairs": sorted((dict(p) for p in pairs), key=lambda p: (str(p["pair"]), str(p["state"]))),
-        "cases": [dict(c) for c in sorted(cases, key=lambda c: (str(c["pair"]), str(c["state"]), c.get("order", 0)))],
+        "cases": [dict(c) for c in sorted(cases, key=_place)],
         "summary": summary_of(cases),
     }
+
+
+def _place(case: Mapping[str, Any]) -> tuple[str, str, int, str]:
+    return str(case["pair"]), str(case["state"]), int(case.get("order", 0)), str(case["id"])
+
+
+VOLATILE: Mapping[str, frozenset[str]] = {
+    "record": frozenset({"created"}),
+    "pairs": frozenset({"seconds", "peak_memory_bytes"}),
+}
+"""Fields that differ between two runs of the same thing: times and memory, of the record and of its `pairs`."""
+
+
+def comparable(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record without what differs between two runs of the same thing, however many processes ran them.
+
+    >>> comparable({"created": "today", "pairs": [{"pair": "p", "seconds": {"plain": 1.0}}], "cases": []})
+    {'pairs': [{'pair': 'p'}], 'cases': []}
+    """
+    pairs = [{k: v for k, v in state.items() if k not in VOLATILE["pairs"]} for state in record["pairs"]]
+    return {k: pairs if k == "pairs" else v for k, v in record.items() if k not in VOLATILE["record"]}
 
 
 def summary_of(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -8,6 +8,9 @@ from typing import Any
 
 _RED, _GREEN, _YELLOW, _BOLD, _PLAIN = "\033[31m", "\033[32m", "\033[33m", "\033[1m", "\033[0m"
 
+_SHOWN = 3
+"""Substitutes that are named; the record has all."""
+
 
 def render_run(record: Mapping[str, Any], width: int = 80, color: bool = False) -> str:
     """Render a run record as text of at most `width` columns."""
@@ -43,11 +46,18 @@ def render_case(case: Mapping[str, Any], width: int = 80) -> str:
     return f"{case['tap']:<24}{case['verdict']:<28}{'  '.join(parts)}"[:width]
 
 
+def _substitutes(state: Mapping[str, Any]) -> str:
+    found = [" ".join(str(one).split()) for one in state["substitutes"]]
+    more = f"; and {len(found) - _SHOWN} more, in the record" if len(found) > _SHOWN else ""
+    return f"{len(found)}: {'; '.join(found[:_SHOWN])}{more}"
+
+
 def _state(state: Mapping[str, Any], cases: list[Mapping[str, Any]], width: int, color: bool) -> list[str]:
     rows = [
         (f"{state['pair']} {state['state']}", _what(state)),
         ("observer", _observer(state)),
         ("attention", _attention(state)),
+        *([("substitutes", _substitutes(state))] if state["substitutes"] else []),
         *_extras(state),
         ("bit-exact", _count(cases, "bit-exact")),
         ("verdicts", _verdicts(cases)),
@@ -75,7 +85,7 @@ def _wrapped(label: str, text: str, width: int, mark: str) -> list[str]:
 def _colored(label: str, text: str, cases: list[Mapping[str, Any]]) -> str:
     if label == "verdicts":
         return _RED if any(c["outcome"] == "failed" for c in cases) else _GREEN
-    if label in ("starts at", "untrusted", "weights", "blind"):
+    if label in ("starts at", "untrusted", "weights", "blind", "shared"):
         return _YELLOW
     return _BOLD if " " in label else ""
 
@@ -92,10 +102,9 @@ def _observer(state: Mapping[str, Any]) -> str:
     broken = state["observer_effect"]
     same = "no: " + broken[0] if broken else "yes"
     rows = max(1, state["rows"])
-    return (
-        f"plain and shadowed forward bit-identical on both sides: {same}; "
-        f"untrusted {state['untrusted_rows']} of {rows} rows; substitutes: {', '.join(state['substitutes']) or 'none'}"
-    )
+    trusted = f"untrusted {state['untrusted_rows']:,} of {rows:,} rows"
+    none = "" if state["substitutes"] else "; substitutes: none"
+    return f"plain and shadowed forward bit-identical on both sides: {same}; {trusted}{none}"
 
 
 def _attention(state: Mapping[str, Any]) -> str:
@@ -116,6 +125,8 @@ def _extras(state: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("weights", f"{len(found)} differ: {'; '.join(found[:2])}"))
     if state["blind_spots"]:
         rows.append(("blind", "; ".join(state["blind_spots"])))
+    if shared := state.get("shared_code"):
+        rows.append(("shared", f"the port runs {len(shared)} of the original's own classes: {'; '.join(shared[:2])}"))
     if state["decisions"]:
         flips = sum(state["flips"].values())
         unmatched = sum(state["unmatched_decisions"].values())

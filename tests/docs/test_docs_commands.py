@@ -19,6 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from parity import cli
+from parity.commands import run
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACES = ("*.md", "docs/**/*.md", "*/README.md", "benchmarks/**/*.md")
@@ -73,6 +74,7 @@ def wrong_selection(words: list[str]) -> str | None:
 
 
 def wrong_call(words: list[str]) -> str | None:
+    """Run a command up to where models would be loaded."""
     result = CliRunner().invoke(cli.app, words)
     if isinstance(result.exception, _ModelsReachedError):
         return None
@@ -85,7 +87,7 @@ def _at_the_root_without_models(monkeypatch: pytest.MonkeyPatch) -> None:
         raise _ModelsReachedError
 
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(cli, "_judge", reached)
+    monkeypatch.setattr(run, "judge_cases", reached)
 
 
 def named(path: Path) -> str:

@@ -86,7 +86,7 @@ STOPS: dict[str, tuple[str, list[str]]] = {
     "memory": (
         BASE + "def fail(y): raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 40.00 GiB')\n"
         "PAIR = edited(p, output_of('head', fail))",
-        ["out of memory", "Tried to allocate 40.00 GiB", "take a smaller"],
+        ["out of memory", "the native ran out of memory after block0", "Tried to allocate 40.00 GiB", "smaller input"],
     ),
     "memory_of_the_cpu": (
         BASE + "PAIR = edited(p, output_of('head', lambda y: torch.empty(1 << 60)))",
@@ -112,6 +112,10 @@ STOPS: dict[str, tuple[str, list[str]]] = {
     "same_class": (
         BASE + "PAIR = replace(p, native=replace(p.reference, name='the port'))",
         ["bad: both sides are the same class Reference", "a model compared with itself always agrees"],
+    ),
+    "wraps_the_reference": (
+        BASE + "PAIR = edited(p, lambda m: setattr(m, 'original', Reference(1, 16)))",
+        ["bad: the native's 'original' is the reference's own class Reference", "check what the native wraps"],
     ),
     "shared_module": (
         BASE + "built = []\ntake = lambda m: built.append(m.x_in)\n"
@@ -190,3 +194,39 @@ def test_nan_or_inf_fails_where_it_starts(
     assert len(lines) <= 5
     if REFERENCE in sides:  # lockstep goes on from the reference, so NaN of the native ends at its own tap
         assert run.outcomes["bad-final_output-lora_off"] == "failed"
+
+
+OUT_OF_MEMORY = """
+from contextlib import contextmanager
+from pathlib import Path
+from parity.lora.apply import applied
+on = []
+@contextmanager
+def noted(model, adapter):
+    with applied(model, adapter):
+        on.append(adapter)
+        try:
+            yield
+        finally:
+            on.pop()
+def fail(y):
+    if on and Path("full").exists():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 40.00 GiB")
+    return y
+p = tiny_pair("bad", variants={"second": tiny_inputs})
+PAIR = edited(replace(p, native=replace(p.native, apply_lora=noted)), output_of("blocks.1.up", fail))
+"""
+
+
+def test_out_of_memory_in_one_state_leaves_the_others_as_they_are(project: Project) -> None:
+    project.pair("bad", OUT_OF_MEMORY)
+    whole = {case["id"]: case for case in project.run("-q").record["cases"]}
+    assert len(whole) == 60
+    (project.pytester.path / "full").touch()
+    run = project.run("-q")
+    errors = run.cases("error")
+    assert {id.partition("-lora_on")[1] for id in errors} == {"-lora_on"}
+    assert len(errors) == 30
+    assert "the native ran out of memory after block1.norm" in "".join(run.message(errors[0]))
+    others = [case for case in run.record["cases"] if case["outcome"] != "error"]
+    assert others == [whole[case["id"]] for case in others]

@@ -18,6 +18,7 @@ from parity.cli import app
 from parity.doctor import Check, disk_checks, environment_checks, render_checks, worst
 from parity.environment import describe_environment
 from parity.errors import UsageError
+from parity.io.records import read_record
 from parity.selection import compile_expression
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,6 +79,10 @@ def test_a_difference_exits_1_and_says_how_to_rerun(cli: Cli) -> None:
 def test_an_error_of_a_model_exits_1(cli: Cli) -> None:
     result = cli("run", "raising")
     assert result.exit_code == 1
+    record = read_record("reports/parity.json")
+    assert record["summary"]["outcomes"]["error"] == record["summary"]["cases"] == 30
+    assert [case["tap"] for case in record["cases"]][:2] == ["patch_embed", "sinusoid"]
+    assert "15 cases could not be run (lora_off): the native raised after" in result.stdout
     assert "no kernel" in result.stderr
     assert "no case was judged: this run proves nothing" in result.stderr
     assert "Traceback" not in result.output
@@ -162,7 +167,7 @@ def test_pairs_of_an_ini_file_are_found(cli: Cli, tmp_path: Path) -> None:
     assert len(data(cli("pairs", "--json"))["pairs"]) == len(PAIR_FILES)
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["pairs"], ["doctor"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["pairs"], ["doctor"], ["new"]])
 def test_help_has_examples(cli: Cli, command: list[str]) -> None:
     result = cli(*command, "--help")
     assert result.exit_code == 0
@@ -172,7 +177,7 @@ def test_help_has_examples(cli: Cli, command: list[str]) -> None:
 def test_every_command_has_json_and_a_help_line(cli: Cli) -> None:
     commands = cli("--help").stdout.partition("Commands:")[2].partition("Examples:")[0].split("\n")
     named = {line.split()[0]: line.split()[1:] for line in commands if line.strip()}
-    assert set(named) == {"run", "pairs", "doctor"}
+    assert set(named) == {"run", "compare", "record", "debug-lora", "new", "pairs", "doctor"}
     assert all(words for words in named.values())
     assert all("--json" in cli(name, "--help").stdout for name in named)
 

@@ -7,26 +7,65 @@ import pytest
 from fixtures.project import Project
 from parity.plugin.options import settings_of
 from parity.plugin.parallel import state_of
+from parity.report.record import comparable
 
 PAIR = """
 import os
 def build(model):
     note("built_by_" + os.environ.get("PYTEST_XDIST_WORKER", "main"))
+    note(f"{torch.get_num_threads()}_threads_{os.environ.get('OMP_WAIT_POLICY')}")
 PAIR = edited(edited(tiny_pair('faulty'), gelu_erf), build)
+"""
+DYING = """
+import os, signal
+def die(y):
+    note("died")
+    os.kill(os.getpid(), signal.SIGKILL)
+PAIR = edited(tiny_pair('dying', depth=2, lora=None), output_of('head', die))
 """
 
 
-def test_two_workers_find_what_one_process_finds(project: Project) -> None:
+def test_two_workers_find_what_one_process_finds(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     project.pair("faulty", PAIR)
-    alone = project.run("-q")
-    expected = alone.record
+    alone = project.run("-q", apart=True)
+    expected = comparable(alone.record)
+    assert project.noted == ["built_by_main", "2_threads_None"]
     project.calls.unlink()
     both = project.run("-q", "-n", "2", apart=True)
     assert both.code == alone.code == 1
-    assert both.outcomes == alone.outcomes
+    assert comparable(both.record) == expected
+    assert [case["id"] for case in both.record["cases"]] == list(alone.outcomes)
     assert both.result.parseoutcomes() == alone.result.parseoutcomes() == {"failed": 2, "passed": 28}
-    assert [s["state"] for s in both.record["pairs"]] == [s["state"] for s in expected["pairs"]]
-    assert sorted(project.noted) == ["built_by_gw0", "built_by_gw1"], "a state ran on more than one worker"
+    assert project.noted.count("2_threads_passive") == 2, "with another number of threads sums have other low bits"
+    assert sorted(project.noted)[2:] == ["built_by_gw0", "built_by_gw1"], "a state ran on more than one worker"
+
+
+def test_what_is_not_compared_are_times_and_memory(project: Project) -> None:
+    project.pair("small", "PAIR = tiny_pair('small', depth=1, lora=None)")
+    record = project.run("-q").record
+    (state,), (left,) = record["pairs"], comparable(record)["pairs"]
+    assert set(record) - set(comparable(record)) == {"created"}
+    assert set(state) - set(left) == {"seconds", "peak_memory_bytes"}
+
+
+def test_a_dead_worker_costs_one_state_and_is_told(project: Project) -> None:
+    project.pair("dying", DYING)
+    project.pair("small", "PAIR = tiny_pair('small', depth=1)")
+    run = project.run("-q", "-n", "2", apart=True)
+    assert run.code == 1
+    assert project.noted == ["died"], "another worker went on with what one had died of"
+    assert run.record["complete"] is False
+    assert len(run.cases("passed")) == 20
+    errors = run.cases("error")
+    assert len(errors) == 15
+    assert errors[0] == "dying-patch_embed-lora_off", "not in execution order"
+    assert run.result.parseoutcomes() == {"passed": 20, "failed": 15}
+    lines = run.message(errors[3])[1:]  # the first is xdist's: which worker
+    assert "crashed while running dying lora_off: killed, or out of memory" in lines[0]
+    assert "in one process (-n 0), with a smaller --parity-size" in lines[1]
+    assert "rerun: pytest" in lines[2]
+    assert "15 cases could not be run (lora_off): worker 'gw" in run.text
 
 
 @pytest.mark.parametrize(

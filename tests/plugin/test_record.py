@@ -52,6 +52,13 @@ def test_record_holds_environment_pairs_cases_and_summary(project: Project) -> N
     assert record["environment"]["torch"]
 
 
+def test_code_that_both_sides_run_is_told(project: Project) -> None:
+    project.pair("small", SMALL)
+    run = project.run("-q")
+    assert run.record["pairs"][0]["shared_code"] == ["fixtures.tiny._TimeEmbedding (native: sinusoid)"]
+    assert "shared     the port runs 1 of the original's own classes: fixtures.tiny._TimeEmbedding" in run.text
+
+
 def test_record_is_strict_json(project: Project) -> None:
     project.pair("small", SMALL)
     project.run("-q")
@@ -84,7 +91,9 @@ def test_second_run_on_the_same_record_is_told_and_still_shows_its_outcome(proje
     assert run.code == 1
     assert run.result.parseoutcomes() == {"passed": 10}
     assert "verdicts   10 passed" in run.text
-    assert f"ERROR      the record was not written: parity.json is being written by process {pid}" in run.text
+    told = f"the record was not written: parity.json is being written by process {pid}"
+    assert f"ERROR      {told}" in run.text
+    assert run.text.index(f"parity: {told}") < run.text.index("[100%]"), "told only when all is computed"
     assert "--parity-report DIR" in run.text
     assert path.read_bytes() == before
 

@@ -68,11 +68,12 @@ LAYERS: dict[str, frozenset[str]] = {
     "four": RUN,
     "propagation": SIDES | {"identity", "io", "recorder"},
     "__main__": BASE | {"cli"},
-    "commands": RUN | RECORDED | SERVICES | {"captured", "four", "propagation", "selection"},
+    "commands": RUN | RECORDED | SERVICES | {"captured", "four", "propagation", "scaffold", "selection"},
     "inventory": DATA | {"discover", "io"},
     "doctor": BASE | {"environment", "pair", "discover", "inventory"},
     "plugin": RUN | RECORDED | SERVICES | {"propagation"} | {"strategies"},
     "cli": RUN | RECORDED | SERVICES | {"commands", "doctor", "selection"},
+    "scaffold": DATA,
 }
 """What each folder or file may import of the others; itself and the package's own name always."""
 

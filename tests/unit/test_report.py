@@ -22,6 +22,7 @@ from parity.report.record import SCHEMA, false_alarm_rate, run_record, unjudged_
 from parity.report.terminal import render_case, render_run
 from parity.report.wording import error_text, evidence_text, failure_text, not_judged_text
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("one_thread")
 EDITS: dict[str, Edit] = {
     "healthy": lambda model: None,
@@ -100,6 +101,14 @@ def test_summary_says_what_was_compared_and_under_which_contracts() -> None:
                   "seed 0", "1 draw,", "bit-identical on both sides: yes", "untrusted 0 of", "substitutes: none",
                   "15 of 15 taps", "15 passed", "by luck"):  # fmt: skip
         assert words in text
+
+
+def test_substitutes_have_a_row_of_their_own() -> None:
+    record = json.loads(json.dumps(recorded("healthy")))
+    record["pairs"][0]["substitutes"] = ["one: torch's", "two: left out", "three: empty", "four", "five"]
+    lines = [line for line in render_run(record, width=100).splitlines() if "substitutes" in line]
+    assert lines[0] == " substitutes  5: one: torch's; two: left out; three: empty; and 2 more, in the record"
+    assert lines[1].endswith("substitutes: none"), "the other state has none"
 
 
 @pytest.mark.parametrize("pair", ["a", "wan", "abcd", "a_long_name_of_a_pair"])
@@ -226,3 +235,16 @@ def test_false_alarm_rate_grows_with_tests() -> None:
     assert rates[1] == pytest.approx(Limits().false_alarm_per_test)
     assert rates == sorted(rates)
     assert rates[-1] <= 1.0
+
+
+# --- the sample -------------------------------------------------------------------------------------------------------
+
+
+def test_sample_has_the_fields_of_a_record_of_today() -> None:
+    sample, today = read_record(ROOT / "reports" / "sample" / "parity.json"), recorded("healthy")
+    assert sample["schema"] == SCHEMA
+    for part in ("pairs", "cases"):
+        assert {frozenset(x) for x in sample[part]} == {frozenset(x) for x in today[part]}, "renew it with: make sample"
+    assert set(sample) == set(today), "renew it with: make sample"
+    assert sample["summary"]["outcomes"].keys() == today["summary"]["outcomes"].keys()
+    assert render_run(sample)

@@ -1,0 +1,1 @@
+"""The original, as its authors wrote it."""

@@ -1,0 +1,2 @@
+def test_parity(case, parity_check):
+    parity_check(case)
