@@ -10,10 +10,11 @@ LOCK = requirements/lock$(shell $(PYTHON) -c 'import sys; print("-py310" if sys.
 PIP = $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup parity test lint third-party bench-shadow bench-stress sample method-table findings clean
+.PHONY: help setup parity test lint third-party bench-shadow bench-stress bench-suite sample two-environments \
+  kill-and-resume method-table findings clean
 
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make .venv with the pinned set and this project, once
 
@@ -44,11 +45,17 @@ third-party: $(READY) ## unpack every third-party source below .third_party/
 bench-shadow: $(READY) ## measure time and memory of shadow execution; writes benchmarks/results/shadow.md
 	$(BIN)/python benchmarks/bench_shadow.py $(ARGS)
 
+bench-lora: $(READY) ## measure `parity lora diff`; writes benchmarks/results/lora.md
+	$(BIN)/python benchmarks/bench_lora.py $(ARGS)
+
 bench-stress: $(READY) ## run the suite 200 times in one process; writes benchmarks/results/stress.md
 	$(BIN)/python benchmarks/bench_stress.py $(ARGS)
 
 sample: $(READY) ## make the sample record in reports/sample/
 	$(BIN)/python -m pytest -m parity --parity-pair longcat -k "block0 or final" --parity-report reports/sample $(ARGS) tests/suite
+
+bench-suite: $(READY) ## measure what recording costs and a cached reference saves; writes benchmarks/results/suite.md
+	$(BIN)/python benchmarks/bench_suite.py $(ARGS)
 
 # The scripts below are run where they exist.
 method-table: $(READY) ## make the table of docs/method.md
@@ -58,6 +65,14 @@ method-table: $(READY) ## make the table of docs/method.md
 findings: $(READY) ## make the records behind docs/findings/
 	@test -f scripts/findings.py || { echo "scripts/findings.py is not part of this checkout"; exit 2; }
 	$(BIN)/python scripts/findings.py $(ARGS)
+
+two-environments: $(READY) ## judge the bundled pair across two virtual environments made below build/
+	@test -f scripts/two_environments.py || { echo "scripts/two_environments.py is not part of this checkout"; exit 2; }
+	$(BIN)/python scripts/two_environments.py $(ARGS)
+
+kill-and-resume: $(READY) ## kill `parity record` at 20 random moments, resume, compare the bytes
+	@test -f scripts/kill_and_resume.py || { echo "scripts/kill_and_resume.py is not part of this checkout"; exit 2; }
+	$(BIN)/python scripts/kill_and_resume.py $(ARGS)
 
 clean: ## remove what the targets made, .venv and third-party sources included
 	rm -rf $(VENV) .third_party .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

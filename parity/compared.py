@@ -14,8 +14,10 @@ from parity.errors import RecordError
 from parity.execution.decisions import Decisions
 from parity.execution.passes import OUTPUT, Restart
 from parity.execution.trace import Trace
-from parity.identity import asked_for, check_same, key_of
-from parity.io.recording import RecordingFolder
+from parity.identity import asked_for, check_inputs, check_same, key_of
+from parity.io.recording import RECORDING, RecordingFolder
+from parity.io.records import as_written
+from parity.io.tree import printable
 from parity.lora.adapter import LoraAdapter
 from parity.pair import Build, ModelPair, in_variant
 from parity.recorded import Recorded, compiled_from
@@ -56,7 +58,7 @@ class RecordedNative:
         """
         found: Mapping[str, Any] | None = self.manifest["draws"].get(draw.name)
         if found is None:
-            text = f"{self.folder.path} has no draw {draw.name!r}, it has {', '.join(self.manifest['draws'])}"
+            text = f"{self.folder.path} has no draw {draw.name!r}, it has {', '.join(list(self.manifest['draws'])[:6])}"
             raise RecordError(f"{text}\nrecord it: parity record --side native ... --resume")
         return found
 
@@ -71,16 +73,25 @@ class RecordedNative:
         return self._trace(draw, "baseline").values[OUTPUT].low
 
     def free(self, draw: DrawOf) -> Trace:
-        """Return the free-running pass."""
+        """Return the free-running pass.
+
+        Raises:
+            RecordError: the native was recorded with other inputs than the reference.
+        """
+        with as_written(self.folder.path, RECORDING):
+            check_inputs(draw, self.held(draw)["inputs"], str(self.folder.path))
         return self._trace(draw, "free")
 
     def compiled(self, draw: DrawOf) -> Compiled | None:
         """Return how the output of compiled parts compares with eager's."""
-        return compiled_from(self.held(draw)["compiled"])
+        with as_written(self.folder.path, RECORDING):
+            return compiled_from(self.held(draw)["compiled"])
 
     def lockstep(self, draw: DrawOf, restart: Callable[[], Restart], decisions: Decisions) -> NativePasses:
         """Return the shadowed pass as it was recorded."""
-        return NativePasses(self._trace(draw, "lockstep"), list(self.held(draw)["observer"]))
+        with as_written(self.folder.path, RECORDING):
+            observer = [str(where) for where in printable(self.held(draw)["observer"])]
+        return NativePasses(self._trace(draw, "lockstep"), observer)
 
     def as_stored(self, draw: DrawOf, restart: Callable[[], Restart], decisions: Decisions) -> Trace:
         """Return the pass in which remembered tables have their stored values."""
@@ -142,8 +153,9 @@ class ComparedSession:
 
     def finer_weights(self, lora: bool) -> list[str]:
         """List the native's weights that were rounded copies of finer values in a LoRA state."""
-        draws = self._native.manifest["draws"].values()
-        return next((list(d["finer_weights"]) for d in draws if d["lora"] == lora), [])
+        with as_written(self._native.folder.path, RECORDING):
+            draws = self._native.manifest["draws"].values()
+            return next((list(printable(d["finer_weights"])) for d in draws if d["lora"] == lora), [])
 
     def release_native(self) -> None:
         """Nothing: no model is here."""
@@ -153,6 +165,7 @@ class ComparedSession:
 
     def about(self) -> About:
         """Return what was noted of the pair when the native was recorded."""
-        held = self._native.manifest["about"]
-        wrong = [WeightComparison(finer=None, **w) for w in held["wrong"]]
-        return About(held["record"], places_of(self.pair, self.build, wrong), held["known"])
+        with as_written(self._native.folder.path, RECORDING):
+            held = printable(self._native.manifest["about"])
+            wrong = [WeightComparison(finer=None, **w) for w in held["wrong"]]
+            return About(dict(held["record"]), places_of(self.pair, self.build, wrong), dict(held["known"]))

@@ -234,6 +234,7 @@ class Engine:
             "lora": case.lora,
             "variant": case.variant,
             **self._facts(case).record,
+            "reference_from": {"kept": "memory"} if session.recorded is None else session.recorded.came_from,
             "lora_targets": len(session.adapter.targets) if case.lora and session.adapter is not None else 0,
             "tokens": found.tokens,
             "draws": len(found.draws),

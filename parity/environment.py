@@ -29,6 +29,11 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
+def versions() -> dict[str, str]:
+    """Return what a recording says of where it was made."""
+    return {"torch": torch.__version__, "python": platform.python_version(), "parity": parity.__version__}
+
+
 _VARIABLES = frozenset(
     {"CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "OMP_NUM_THREADS", "TORCHDYNAMO_DISABLE", "ONEDNN_MAX_CPU_ISA",
      "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"}

@@ -51,6 +51,19 @@ class LoraError(ParityError):
     """A LoRA adapter touches no layer, or does not fit the model it is applied to."""
 
 
+class LoraFileError(LoraError):
+    """A LoRA file cannot be read, or cannot become what was asked for; `code` names the problem for scripts."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+    @property
+    def details(self) -> dict[str, str]:
+        """What `--json` says beyond the message."""
+        return {"code": self.code}
+
+
 class ModelFailed(ParityError):
     """A model raised, or ran out of memory, while it was built or called."""
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
 
 from parity.environment import describe_environment
-from parity.errors import RecordError
+from parity.errors import RecordError, SourceMissing
 from parity.execution.tap import Point, Tap
 from parity.io.hashing import hash_weights
-from parity.io.recording import digests_of
 from parity.io.sources import digest_of_code
+from parity.io.tree import digests_of
+from parity.loaded import LoadedSide
 from parity.lora.adapter import LoraAdapter
 from parity.pair import Build, ModelPair, in_variant
 from parity.stage import DrawOf, Options
@@ -77,6 +80,22 @@ def key_of(identity: Identity) -> str:
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
+def code_of(loaded: LoadedSide) -> str:
+    """Return a digest of the files that hold a side's modules and what builds and calls it."""
+    side = loaded.side
+    parts: list[Any] = [side.build, side.call, side.output, side.around_call, side.around_session, side.apply_lora]
+    names = {type(module).__module__ for module in loaded.model.modules()}
+    for part in parts:
+        while isinstance(part, partial):
+            part = part.func
+        names.add(str(getattr(part, "__module__", None)))
+    digests = {}
+    for name in sorted(n for n in names if n.partition(".")[0] not in ("torch", "contextlib", "builtins")):
+        with suppress(SourceMissing):
+            digests[name] = digest_of_code(name)
+    return hashlib.blake2b(str(digests).encode(), digest_size=16).hexdigest()
+
+
 def check_same(wanted: Identity, found: Identity, where: str) -> None:
     """Check that a recording is of what is wanted.
 
@@ -104,7 +123,7 @@ def check_inputs(draw: DrawOf, recorded: Mapping[str, str], where: str) -> None:
         if drawn.get(name) != recorded.get(name):
             how = "differs" if name in drawn and name in recorded else "is not in both"
             raise RecordError(
-                f"{where}: input {name!r} of {draw.name} {how}: the pair does not draw what was recorded\n"
+                f"{where}: input {name!r} of {draw.name} {how}: what is wanted is not what was recorded\n"
                 "the pair file or its seed changed, or torch draws other numbers here; record again"
             )
 

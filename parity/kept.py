@@ -11,8 +11,10 @@ from torch import Tensor
 from parity.errors import RecordError
 from parity.execution.passes import OUTPUT
 from parity.execution.trace import TapValue, Trace
+from parity.identity import check_inputs
 from parity.io.passes import write_pass
 from parity.io.recording import RecordingFolder
+from parity.io.tree import digests_of
 from parity.live import LiveSide
 from parity.stage import DrawOf
 
@@ -37,7 +39,7 @@ class PassRecorder:
         if not self._target.has(draw.name, name):
             self._tell(f"{draw.name} {name}")
             self._record(draw, name, run, low, high)
-        return self._target.stored(draw.name, name, self._device).trace()
+        return self._target.stored(draw.name, name, self._device, checked=True).trace()
 
     def _record(self, draw: DrawOf, name: str, run: Callable[[], Trace], low: bool, high: bool) -> None:
         if name == "baseline":
@@ -50,6 +52,24 @@ class PassRecorder:
         finally:
             self._live.sinks = lambda _: None
         writer.close(trace)
+
+
+def keep_inputs(target: RecordingFolder, draw: DrawOf) -> None:
+    """Record a draw's inputs; those of an interrupted recording must be the same.
+
+    Raises:
+        RecordError: an input differs; names it.
+    """
+    if target.has_tensors((draw.name, "inputs")):
+        check_inputs(draw, digests_of(target.inputs(draw.name)), str(target.path))
+    else:
+        target.write_inputs(draw.name, draw.inputs)
+
+
+def passes_of(draw: DrawOf, has_tables: bool) -> list[str]:
+    """Return the names of the passes a reference's draw is recorded in."""
+    twins = [f"twin{k}" for k in range(draw.options.twins)]
+    return [*["baseline"] * draw.lora, "free", "lockstep", *twins, *["as_stored"] * has_tables]
 
 
 def output_only(output: Tensor) -> Trace:
@@ -71,6 +91,7 @@ def check_room(
     lows = sizes.bytes * (2 + live.has_tables)
     highs = sizes.elements * shadow * (1 + options.twins + live.has_tables)
     needed = len(draws) * (lows + highs) + sum(v.numel() * v.element_size() for v in weights.values())
+    needed = max(0, needed - target.bytes_of([draw.name for draw in draws]))
     free = shutil.disk_usage(target.path).free
     tell(f"about {needed / 1e6:,.0f} MB to write, {free / 1e9:,.1f} GB free")
     if needed > free:

@@ -10,11 +10,13 @@ from typing import Any
 
 from parity.about import About, about
 from parity.draws import dtypes_of, restart_of
+from parity.environment import versions
 from parity.errors import RecordError
 from parity.execution.trace import Trace
 from parity.identity import check_same, identity_of, key_of
 from parity.io.recording import RecordingFolder
-from parity.kept import PassRecorder, Tell, check_room, output_only
+from parity.io.tree import digests_of
+from parity.kept import PassRecorder, Tell, check_room, keep_inputs, output_only
 from parity.recorded import Recorded
 from parity.recorder import Plan
 from parity.run import planned_draws
@@ -73,17 +75,24 @@ class _NativeRecording:
         self._live.learn_constants(draws[0])
         check_room(self._target, self._live, [_without_twins(d) for d in draws], {}, self._tell)
         self._target.begin(identity)
-        held = {draw.name: self._in_variant(draw) for draw in draws}
+        held = {**self._earlier(), **{draw.name: self._in_variant(draw) for draw in draws}}
         return self._target.finish({
             "identity": identity,
             "about": {"record": self._about.record, "known": dict(self._about.known), "wrong": self._wrong()},
             "has_tables": self._live.has_tables,
+            "made_with": versions(),
             "draws": dict(sorted(held.items())),
         })  # fmt: skip
 
     def _in_variant(self, draw: DrawOf) -> dict[str, Any]:
         with self._session.variant(draw.options.variant):
             return self._write_draw(draw)
+
+    def _earlier(self) -> dict[str, Any]:
+        """Return the draws of a complete recording, to which draws are added."""
+        if not (self._target.path / "manifest.json").exists():
+            return {}
+        return dict(self._target.manifest()["draws"])
 
     def _draws_of(self, lora: bool, variant: str) -> list[DrawOf]:
         return planned_draws(self._session, lora, replace(self._plan.options, variant=variant))
@@ -94,6 +103,7 @@ class _NativeRecording:
         return [{f: getattr(w, f) for f in fields} for w in self._session.weights.values() if w.differs]
 
     def _write_draw(self, draw: DrawOf) -> dict[str, Any]:
+        keep_inputs(self._target, draw)
         if draw.lora:
             self._passes.once(draw, "baseline", lambda: output_only(self._live.baseline(draw)))
         with self._session.lora(draw.lora):
@@ -108,6 +118,7 @@ class _NativeRecording:
             compiled = self._live.compiled(draw)
             return {
                 "lora": draw.lora, "seed": draw.seed, "variant": draw.options.variant, "observer": observer,
+                "inputs": digests_of(draw.inputs),
                 "compiled": None if compiled is None else asdict(compiled),
                 "finer_weights": self._session.finer_weights(draw.lora),
             }  # fmt: skip

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,11 @@ import torch
 
 from parity.errors import ParityError, UsageError
 from parity.identity import check_same
-from parity.io.recording import RecordingFolder
+from parity.io.recording import RECORDING, RecordingFolder
+from parity.io.records import as_written
 from parity.io.scratch import scratch_folder
+from parity.io.shards import dtype_of
+from parity.io.tree import printable
 from parity.pair import Build, ModelPair
 from parity.recorder import Plan, ReferenceAtWork, placed
 from parity.stage import DrawOf, Nudge, Options
@@ -44,21 +50,58 @@ class Interpreter:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         except OSError as error:
             raise UsageError(f"the interpreter {self.python!r} cannot be run: {error.strerror}") from error
-        return self._answer(done, arguments[0])
+        return self.answer_of(done.returncode, done.stdout, done.stderr, arguments[0])
 
-    def _answer(self, done: subprocess.CompletedProcess[str], name: str) -> dict[str, Any]:
-        try:
-            found: dict[str, Any] = json.loads(done.stdout)
-        except json.JSONDecodeError:
-            found = {}
-        if done.returncode == 0 and found:
+    def answer_of(self, code: int, said: str, complained: str, name: str) -> dict[str, Any]:
+        """Return the JSON among what a command said.
+
+        Raises:
+            UsageError: the interpreter is too old, or has no parity or an older one.
+            StageFailed: the command failed.
+        """
+        found = _json_in(said)
+        if code == 0 and found:
             return found
-        if "No module named" in done.stderr and "parity" in done.stderr:
+        if not found:
+            self._check_usable(complained)
+        raise StageFailed(f"`parity {name}` failed in {self.python!r}: {_why(code, found, said, complained)}", found)
+
+    def _check_usable(self, complained: str) -> None:
+        if re.search(r"No module named '?parity\b", complained):
             raise UsageError(f"{self.python!r} has no parity\ninstall it: {self.python} -m pip install dit-parity")
-        if "SyntaxError" in done.stderr or "requires a different Python" in done.stderr:
+        if any(sign in complained for sign in _TOO_OLD):
             raise UsageError(f"{self.python!r} is too old for parity, Python 3.10 or later is needed")
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}, and nothing said"])[-1]
-        raise StageFailed(f"`parity {name}` failed in {self.python!r}: {found.get('message', last)[:600]}", found)
+        if "No such command" in complained:
+            text = f"{self.python!r} has an older parity"
+            raise UsageError(f"{text}\nupdate it: {self.python} -m pip install --upgrade dit-parity")
+
+
+_TOO_OLD = ("SyntaxError", "requires a different Python", "unsupported operand type(s) for |")
+"""What an interpreter says that does not know this package's language."""
+
+
+def _json_in(said: str) -> dict[str, Any]:
+    """Return the JSON object a command's output ends with; models print as they load."""
+    starts = [0, *(match.start() + 1 for match in re.finditer(r"\n\{", said))]
+    for start in reversed(starts):
+        with suppress(json.JSONDecodeError, RecursionError):
+            found = json.loads(said[start:])
+            if isinstance(found, dict):
+                return found
+    return {}
+
+
+def _why(code: int, found: Mapping[str, Any], said: str, complained: str) -> str:
+    """Word why a command failed, in four lines at most."""
+    if "message" in found:
+        return "\n".join(printable(str(found["message"]).splitlines()[:4]))[:800]
+    if code < 0:
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        return f"it was ended by {name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
+    if code == 0:
+        return f"it said nothing that can be read: {said.strip()[:80]!r}"
+    last = complained.strip().splitlines()
+    return str(printable(last[-1]))[:600] if last else f"exit code {code}, and nothing said"
 
 
 class StageFailed(ParityError):
@@ -99,10 +142,10 @@ def answer(pair: ModelPair, recording: Path, request: Path) -> list[float]:
         RecordError: recording or request is damaged, or the reference is no longer the one recorded.
     """
     folder = RecordingFolder(recording)
-    manifest = folder.manifest()
-    identity = manifest["identity"]
+    identity = folder.manifest()["identity"]
     deltas, note = RecordingFolder(request).tensors("deltas")
-    plan = _plan(pair, identity, manifest, note)
+    with as_written(request, RECORDING):
+        plan = _plan(pair, identity, note)
     at_work = ReferenceAtWork(plan)
     try:
         check_same(at_work.identity, identity, str(recording))
@@ -115,13 +158,13 @@ def answer(pair: ModelPair, recording: Path, request: Path) -> list[float]:
         at_work.close()
 
 
-def _plan(pair: ModelPair, identity: Mapping[str, Any], manifest: Mapping[str, Any], note: Mapping[str, Any]) -> Plan:
+def _plan(pair: ModelPair, identity: Mapping[str, Any], note: Mapping[str, Any]) -> Plan:
     build = Build(
-        identity["size"], getattr(torch, identity["dtype"]), torch.device(identity["device"]), identity["weights_seed"]
+        str(identity["size"]), dtype_of(identity["dtype"]), torch.device(identity["device"]), identity["weights_seed"]
     )
     options = Options(
-        seed=note["seed"], twins=identity["twins"], shadow_dtype=getattr(torch, identity["shadow_dtype"]),
+        seed=note["seed"], twins=identity["twins"], shadow_dtype=dtype_of(identity["shadow_dtype"]),
         variant=note["variant"],
     )  # fmt: skip
-    dtypes = {name: getattr(torch, dtype) for name, dtype in identity["native_dtypes"].items()}
+    dtypes = {name: dtype_of(dtype) for name, dtype in identity["native_dtypes"].items()}
     return Plan(pair, build, options, ((note["lora"], note["variant"]),), dtypes)

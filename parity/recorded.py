@@ -16,7 +16,10 @@ from parity.execution.storage import bits
 from parity.execution.tap import Tap
 from parity.execution.trace import Trace
 from parity.identity import asked_for, check_inputs, check_same
-from parity.io.recording import RecordingFolder
+from parity.io.recording import RECORDING, RecordingFolder
+from parity.io.records import as_written
+from parity.io.shards import dtype_of
+from parity.io.tree import printable
 from parity.lora.adapter import LoraAdapter, LoraTarget
 from parity.numerics.metrics import ClassicMetrics
 from parity.pair import Build, ModelPair, in_variant
@@ -48,26 +51,38 @@ class Recorded:
         build: what is built.
         options: how it is run.
         again: propagates errors through the reference, where its model can be loaded again.
+        kept: where it is from, as a record says: "recording", made elsewhere, or "cache", made by this project's runs.
 
     Raises:
         RecordError: the recording is incomplete, damaged, or of something else; names the field.
     """
 
     def __init__(
-        self, folder: Path, pair: ModelPair, build: Build, options: Options, again: Propagate | None = None
-    ) -> None:
-        self.folder, self._again, self._device = RecordingFolder(folder), again, build.device
+        self, folder: Path, pair: ModelPair, build: Build, options: Options, again: Propagate | None = None,
+        kept: str = "recording",
+    ) -> None:  # fmt: skip
+        self.folder, self._again, self._device, self._kept = RecordingFolder(folder), again, build.device, kept
         self._manifest = self.folder.manifest()
         self.identity: dict[str, Any] = self._manifest["identity"]
         self._pair, self._build = pair, build
         check_same(asked_for(pair, build, options, pair.taps(build), "reference"), self.identity, str(folder))
-        self._assumed = {n: getattr(torch, str(d)) for n, d in self.identity["native_dtypes"].items()}
+        with as_written(folder, RECORDING):
+            self._assumed = {str(n): dtype_of(d) for n, d in self.identity["native_dtypes"].items()}
 
     @property
     def about(self) -> Mapping[str, Any]:
         """What a record keeps of the reference."""
-        found: Mapping[str, Any] = self._manifest["about"]
-        return found
+        with as_written(self.folder.path, RECORDING):
+            found = printable(self._manifest["about"])
+            lists = {name: list(found[name]) for name in ("substitutes", "blind_spots", "classes")}
+            return {"side": dict(found["side"]), **lists}
+
+    @property
+    def came_from(self) -> dict[str, Any]:
+        """Where the reference's passes are from, their size in bytes, and the versions they were made with."""
+        with as_written(self.folder.path, RECORDING):
+            made_with = {str(n): str(v) for n, v in printable(self._manifest["made_with"]).items()}
+        return {"kept": self._kept, "bytes": self.folder.bytes_of(), **made_with}
 
     @property
     def has_tables(self) -> bool:
@@ -85,7 +100,10 @@ class Recorded:
         if self.identity["lora"] is None:
             return None
         tensors, note = self.folder.tensors("lora")
+        with as_written(self.folder.below("lora"), RECORDING):
+            return self._adapter(tensors, note)
 
+    def _adapter(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> LoraAdapter:
         def of(path: str, scaling: float, origin: str) -> LoraTarget:
             a, b = (tensors[f"{path}#{n}"].to(self._device) for n in "AB")
             return LoraTarget(a, b, float(scaling), str(origin))
@@ -95,7 +113,7 @@ class Recorded:
     def _draw(self, draw: DrawOf) -> Mapping[str, Any]:
         draws = self._manifest["draws"]
         if draw.name not in draws:
-            text = f"{self.folder.path} has no draw {draw.name!r}, it has {', '.join(draws)}"
+            text = f"{self.folder.path} has no draw {draw.name!r}, it has {', '.join(list(draws)[:6])}"
             raise RecordError(f"{text}\nrecord that LoRA state, variant and seed too: parity record ... --resume")
         found: Mapping[str, Any] = draws[draw.name]
         return found
@@ -104,7 +122,8 @@ class Recorded:
         """Return the draw with the inputs that were recorded, which must be those the pair draws."""
         held = self._draw(draw)
         if not self.identity.get("from_call"):
-            check_inputs(draw, held["inputs"], str(self.folder.path))
+            with as_written(self.folder.path, RECORDING):
+                check_inputs(draw, held["inputs"], str(self.folder.path))
         inputs = placed(self.folder.inputs(draw.name), self._device)
         return DrawOf(draw.lora, draw.seed, draw.options, inputs)
 
@@ -124,7 +143,8 @@ class Recorded:
 
     def compiled(self, draw: DrawOf) -> Compiled | None:
         """Return how the output of compiled parts compares with eager's."""
-        return compiled_from(self._draw(draw)["compiled"])
+        with as_written(self.folder.path, RECORDING):
+            return compiled_from(self._draw(draw)["compiled"])
 
     def lockstep(self, draw: DrawOf, native: Dtypes) -> LockstepPasses:
         """Return the shadowed passes.
@@ -135,7 +155,8 @@ class Recorded:
         trace = self._trace(draw, "lockstep")
         self._check_dtypes(in_variant(self._pair, draw.options.variant).taps(self._build), trace, native)
         twins = [self._trace(draw, f"twin{k}") for k in range(draw.options.twins)]
-        return LockstepPasses(trace, twins, list(self._draw(draw)["observer"]))
+        with as_written(self.folder.path, RECORDING):
+            return LockstepPasses(trace, twins, [str(where) for where in printable(self._draw(draw)["observer"])])
 
     def as_stored(self, draw: DrawOf, native: Dtypes) -> Trace:
         """Return the pass in which remembered tables have their stored values."""

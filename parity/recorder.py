@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 
 from parity.about import about_side
+from parity.environment import versions
 from parity.errors import RecordError
 from parity.execution.passes import FromReference
 from parity.execution.trace import Trace
-from parity.identity import Identity, check_same, identity_of, key_of
-from parity.io.recording import RecordingFolder, digests_of
-from parity.kept import PassRecorder, Tell, check_room, output_only
+from parity.identity import Identity, check_inputs, check_same, identity_of
+from parity.io.recording import RECORDING, RecordingFolder
+from parity.io.records import as_written
+from parity.io.tree import digests_of
+from parity.kept import PassRecorder, Tell, check_room, keep_inputs, output_only, passes_of
 from parity.live import LiveReference
 from parity.loaded import LoadedSide, load_side, with_lora
 from parity.lora.adapter import LoraAdapter
@@ -136,25 +139,19 @@ def record_reference(plan: Plan, folder: Path, *, resume: bool = False, tell: Te
         try:
             if found is not None:
                 check_same(at_work.identity, found, str(folder))
-            return _Recording(at_work, target, tell).write()
+            return ReferenceRecording(at_work, target, tell).write()
         finally:
             at_work.close()
 
 
-def cached_recording(at_work: ReferenceAtWork, cache: Path, tell: Tell) -> Path:
-    """Return the folder of the reference's recording in a cache; what is missing of it is computed and added."""
-    folder = cache / at_work.plan.pair.name / key_of(at_work.identity)
-    target = RecordingFolder(folder)
-    with target.writing():
-        found = target.begun()
-        if found is not None:
-            check_same(at_work.identity, found, str(folder))
-        _Recording(at_work, target, tell).write()
-    return folder
+class ReferenceRecording:
+    """Writes what is missing of a recording.
 
-
-class _Recording:
-    """Writes what is missing of a recording."""
+    Args:
+        at_work: the reference, loaded.
+        target: where it goes; the right to write is held.
+        tell: shown progress.
+    """
 
     def __init__(self, at_work: ReferenceAtWork, target: RecordingFolder, tell: Tell) -> None:
         self._at, self._target, self._tell = at_work, target, tell
@@ -165,8 +162,9 @@ class _Recording:
     def write(self) -> Path:
         """Write weights, LoRA, inputs and passes, and the manifest last."""
         earlier = self._earlier()
+        self._check_inputs(earlier)
         if all(draw.name in earlier for draw in self._draws):
-            return self._target.path
+            return self._target.path / "manifest.json"
         self._live.learn_constants(self._draws[0])
         missing = [d for d in self._draws if d.name not in earlier]
         check_room(self._target, self._live, missing, tensors_of(self._at.side.model), self._tell)
@@ -179,13 +177,23 @@ class _Recording:
             "identity": self._at.identity,
             "about": self._at.about,
             "has_tables": self._live.has_tables,
+            "made_with": versions(),
             "draws": dict(sorted(earlier.items())),
         })  # fmt: skip
 
     def _earlier(self) -> dict[str, Any]:
+        """Return the draws that are recorded already; one whose files went since is recorded again."""
         if not (self._target.path / "manifest.json").exists():
             return {}
-        return dict(self._target.manifest()["draws"])
+        held = self._target.manifest()
+        names = {d.name: passes_of(d, bool(held["has_tables"])) for d in self._draws}
+        return {n: d for n, d in held["draws"].items() if n not in names or self._target.has_all(n, names[n])}
+
+    def _check_inputs(self, earlier: Mapping[str, Any]) -> None:
+        for draw in self._draws:
+            if draw.name in earlier:
+                with as_written(self._target.path, RECORDING):
+                    check_inputs(draw, earlier[draw.name]["inputs"], str(self._target.path))
 
     def _write_tensors(self) -> None:
         if not self._target.has_tensors("weights"):
@@ -198,8 +206,7 @@ class _Recording:
             self._target.write_tensors("lora", tensors, {"name": adapter.name, "targets": targets})
 
     def _write_draw(self, draw: DrawOf) -> dict[str, Any]:
-        if not self._target.has_tensors((draw.name, "inputs")):
-            self._target.write_inputs(draw.name, draw.inputs)
+        keep_inputs(self._target, draw)
         pair = in_variant(self._plan.pair, draw.options.variant)
         with self._live.running(pair.reference, pair.taps(self._plan.build)):
             return self._write_passes(draw)

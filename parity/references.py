@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 
+from parity.cached import cached_recording
 from parity.errors import RecordError
 from parity.io.recording import RecordingFolder
 from parity.pair import Build, ModelPair
 from parity.recorded import OtherDtypes, Recorded
-from parity.recorder import Plan, ReferenceAtWork, State, cached_recording
+from parity.recorder import Plan, ReferenceAtWork, State
 from parity.stage import DrawOf, Nudge, Options
 
 
@@ -101,7 +102,7 @@ class References:
             return None
         plan = Plan(pair, build, options, states, self._dtypes.get(pair.name, {}))
         folder = self._in_cache(plan)
-        return Recorded(folder, pair, build, options, partial(self._again, plan))
+        return Recorded(folder, pair, build, options, partial(self._again, plan), kept="cache")
 
     def learn(self, pair: str, error: OtherDtypes) -> None:
         """Note the native's dtypes, for which the reference is to be recorded.

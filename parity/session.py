@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parity.errors import ParityError
+from parity.errors import ParityError, RecordError
 from parity.execution.module_state import ModuleState
 from parity.execution.tap import Inputs
 from parity.live import LiveNative, LiveReference
@@ -143,8 +143,19 @@ class PairSession:
         native.finer = {
             id(held[key]): c.finer for key, c in self.weights.items() if c.finer is not None and key in held
         }
-        if any(c.native_finer for c in self.weights.values()):
+        finer = [key for key, c in self.weights.items() if c.native_finer]
+        if finer:
+            self._check_resident(finer)
             self.reference.finer = self._finer_reference(key_map)
+
+    def _check_resident(self, finer: list[str]) -> None:
+        """Where the native's weights are the finer ones, the reference's shadow takes them, so both must be here."""
+        if self.recorded is not None:
+            raise RecordError(
+                f"{self.pair.name}: the native stores {len(finer)} weights more finely than the reference: {finer[0]}\n"
+                "a recorded reference cannot take their values into its shadow\n"
+                "judge with both models resident: --parity-residency=together, without --parity-reference"
+            )
 
     def _finer_reference(self, key_map: KeyMap) -> dict[int, Tensor]:
         """Return the native's values of reference parameters that are their rounding: what both were stored from."""

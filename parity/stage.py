@@ -220,5 +220,9 @@ class RecordedReference(ReferenceStage, Protocol):
     def about(self) -> Mapping[str, Any]:
         """What a record keeps of the reference: its side, substitutes and blind spots."""
 
+    @property
+    def came_from(self) -> dict[str, Any]:
+        """Where the passes are from (`kept`: cache or recording), their `bytes`, and versions they were made with."""
+
     def given(self, draw: DrawOf) -> DrawOf:
         """Return the draw with the inputs that were recorded."""

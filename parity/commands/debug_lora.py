@@ -94,7 +94,12 @@ class _Stages:
         self._tell = tell
 
     def run(self) -> tuple[Path, Path]:
-        """Return the two recordings; the reference is recorded again where the native has coarser dtypes."""
+        """Return the two recordings; the reference is recorded again where the native has coarser dtypes.
+
+        A recording of an earlier call goes first: what was mended since must show.
+        """
+        for name in ("reference", "native", "reference_for_native", "native_for_reference"):
+            RecordingFolder(self.out / name).remove()
         recorded = self._record_reference(self.out / "reference", [])
         try:
             return recorded, self._record_native(recorded, self.out / "native")

@@ -91,22 +91,22 @@ def record(
         plan = Plan(chosen, build, options, states, coarser)
         tell = _quiet if json_out else _progress
         if side == "native":
-            path = _record_native(plan, reference, out, resume, tell)
+            _record_native(plan, reference, out, resume, tell)
         else:
             if from_call is not None:
                 plan = replace(plan, inputs={"": captured_inputs(chosen, build, _function(from_call))})
-            path = record_reference(plan, out, resume=resume, tell=tell)
-        emit({"recording": str(path.parent)}, f"recorded: {path.parent}", json_out)
+            record_reference(plan, out, resume=resume, tell=tell)
+        emit({"recording": str(out)}, f"recorded: {out}", json_out)
 
 
-def _record_native(plan: Plan, reference: Path | None, out: Path, resume: bool, tell: Any) -> Path:
+def _record_native(plan: Plan, reference: Path | None, out: Path, resume: bool, tell: Any) -> None:
     if reference is None:
         raise UsageError(
             "a native is recorded in lockstep with a reference: name its recording by --reference DIR\n"
             "make it in the reference's environment: parity record PAIR --side reference -o DIR"
         )
     recorded = Recorded(reference, plan.pair, plan.build, plan.options)
-    return record_native(plan, recorded, out, resume=resume, tell=tell)
+    record_native(plan, recorded, out, resume=resume, tell=tell)
 
 
 def impact(

@@ -20,10 +20,15 @@ from parity.errors import RecordError
 Content = bytes | Callable[[BinaryIO], object]
 
 
-def write_atomic(path: str | Path, content: Content) -> Path:
+def write_atomic(path: str | Path, content: Content, *, durable: bool = True) -> Path:
     """Write bytes, or what a callable writes to the open file, so that a reader sees the old file or the new one.
 
     The temporary file lies in the same folder, is flushed to disk before it is renamed, and is removed after an error.
+
+    Args:
+        path: the file.
+        content: what it is to hold.
+        durable: wait for the disk. Not needed where a checksum kept elsewhere tells a file that a power cut took.
 
     Raises:
         OSError: the folder cannot be made or written; the old file is untouched.
@@ -35,11 +40,13 @@ def write_atomic(path: str | Path, content: Content) -> Path:
         with temporary.open("xb") as file:
             file.write(content) if isinstance(content, bytes) else content(file)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    if durable:
+        _sync_folder(path.parent)
     return path
 
 
@@ -73,10 +80,14 @@ def uninterrupted() -> Iterator[None]:
 
 
 @contextmanager
-def locked(path: str | Path) -> Iterator[Path]:
+def locked(path: str | Path, waiting: Callable[[str], object] | None = None) -> Iterator[Path]:
     """Hold the right to write `path`; yields the path.
 
     The system drops the lock with its process, so that of a dead run is taken over.
+
+    Args:
+        path: the file.
+        waiting: told who holds it, then it is waited for; None: that is an error.
 
     Raises:
         RecordError: another run holds it; names its process, host and time.
@@ -84,7 +95,7 @@ def locked(path: str | Path) -> Iterator[Path]:
     path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.parent / f".{path.name}.lock"
-    number = _acquire(lock, path)
+    number = _acquire(lock, path, waiting)
     try:
         os.ftruncate(number, 0)
         os.pwrite(number, json.dumps(_holder()).encode(), 0)
@@ -94,7 +105,7 @@ def locked(path: str | Path) -> Iterator[Path]:
         os.close(number)
 
 
-def _acquire(lock: Path, path: Path) -> int:
+def _acquire(lock: Path, path: Path, waiting: Callable[[str], object] | None) -> int:
     """Open and lock the lock file; again where its holder removed it between opening and locking."""
     while True:
         number = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -102,8 +113,11 @@ def _acquire(lock: Path, path: Path) -> int:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             text = _described(number)
-            os.close(number)
-            raise RecordError(f"{path.name} is being written by {text}\nwait for it, or write elsewhere") from error
+            if waiting is None:
+                os.close(number)
+                raise RecordError(f"{path.name} is being written by {text}\nwait for it, or write elsewhere") from error
+            waiting(f"waiting for {text}, which writes {path.parent.name}/{path.name}")
+            fcntl.flock(number, fcntl.LOCK_EX)
         if _is_still(lock, number):
             return number
         os.close(number)

@@ -14,7 +14,7 @@ from parity.errors import RecordError
 from parity.execution.decisions import Decisions
 from parity.execution.tap import block_of
 from parity.execution.trace import OnDemand, TapValue, Trace, joined
-from parity.io.records import Kind, read_record, write_record
+from parity.io.records import Kind, as_written, read_record, write_record
 from parity.io.shards import ShardReader, ShardWriter
 
 PASS = Kind("dit-parity-pass", 1, "recorded pass")
@@ -50,7 +50,12 @@ class PassWriter:
     def values(self) -> Mapping[str, TapValue]:
         """Return the values as they are on disk now."""
         self._shards.flush()
-        return _values(ShardReader(self.folder, self._shards.shards), self._calls)
+        return _values(ShardReader(self.folder, self._shards.shards, checked=True), self._calls)
+
+    @property
+    def held_bytes(self) -> int:
+        """How much of the pass is in memory, not on disk yet."""
+        return self._shards.held_bytes
 
     def close(self, trace: Trace, extra: Mapping[str, Any] | None = None) -> None:
         """Write what the pass showed besides values; the pass is complete then."""
@@ -97,6 +102,7 @@ class StoredPass:
     Args:
         folder: where it is.
         device: where its values are wanted.
+        checked: it was written, or checked, by this process just now.
 
     Attributes:
         extra: what was noted beside the trace.
@@ -105,43 +111,53 @@ class StoredPass:
         RecordError: it is missing, incomplete, edited, or of another schema.
     """
 
-    def __init__(self, folder: Path, device: torch.device | None = None) -> None:
-        self._held = read_record(folder / "pass.json", PASS)
-        self.reader = ShardReader(folder, self._held["shards"])
-        self.extra: dict[str, Any] = self._held["extra"]
-        self._device = device
+    def __init__(self, folder: Path, device: torch.device | None = None, *, checked: bool = False) -> None:
+        self._path, self._device = folder / "pass.json", device
+        self._held = read_record(self._path, PASS)
+        with as_written(self._path, PASS):
+            self.reader = ShardReader(folder, self._held["shards"], checked=checked)
+            self.extra: dict[str, Any] = self._held["extra"]
 
     def trace(self) -> Trace:
         """Return the pass; its values are read each time they are asked for.
 
         Where only shadows were kept (twins), they stand for the values as computed too.
         """
-        return Trace(
-            values=_values(self.reader, self._held["calls"], self._device),
-            events=Counter(self._held["events"]),
-            kernels=Counter(self._held["kernels"]),
-            ops=self._held["ops"],
-            decisions=self._decisions(),
-            dtypes={name: Counter(found) for name, found in self._held["dtypes"].items()},
-        )
+        with as_written(self._path, PASS):
+            calls = {str(name): self._held["calls"][name] for name in self._held["taps"]}
+            return Trace(
+                values=_values(self.reader, calls, self._device),
+                events=_counted(self._held["events"]),
+                kernels=_counted(self._held["kernels"]),
+                ops=int(self._held["ops"]),
+                decisions=self._decisions(),
+                dtypes={name: _counted(found) for name, found in self._held["dtypes"].items()},
+            )
 
     def _decisions(self) -> Decisions:
         held = self._held["decisions"]
-        decisions = Decisions(count=held["count"])
-        decisions.flips.update(held["flips"])
-        decisions.unmatched.update(held["unmatched"])
+        decisions = Decisions(count=int(held["count"]))
+        decisions.flips.update(_counted(held["flips"]))
+        decisions.unmatched.update(_counted(held["unmatched"]))
         for (segment, op, shape), places in held["made"]:
             decisions.made[segment, op, tuple(shape)] = [self.reader.get(place) for place in places]
         return decisions
+
+
+def _counted(held: Mapping[str, int]) -> Counter[str]:
+    return Counter({str(name): int(count) for name, count in held.items()})
 
 
 def _values(
     reader: ShardReader, calls: Mapping[str, Calls], device: torch.device | None = None
 ) -> Mapping[str, TapValue]:
     def read(name: str) -> TapValue:
-        highs = [_placed(reader.get(c["high"]), device) for c in calls[name] if "high" in c]
-        lows = [_placed(reader.get(c["low"]), device) for c in calls[name] if "low" in c]
-        return joined(lows or highs, highs or None)
+        with as_written(reader.folder, PASS):
+            highs = [_placed(reader.get(c["high"]), device) for c in calls[name] if "high" in c]
+            lows = [_placed(reader.get(c["low"]), device) for c in calls[name] if "low" in c]
+            if not lows and not highs:
+                raise RecordError(f"{reader.folder} has no value of {name[:60]!r}, though it lists that tap")
+            return joined(lows or highs, highs or None)
 
     return OnDemand({name: lambda name=name: read(name) for name in calls})  # type: ignore[misc]
 

@@ -12,9 +12,9 @@ Safetensors and JSON only; reading runs nothing.
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -26,10 +26,10 @@ from torch import Tensor
 from parity.errors import RecordError
 from parity.execution.trace import OnDemand
 from parity.io.atomic import locked
-from parity.io.hashing import hash_weights
 from parity.io.passes import PassWriter, StoredPass, is_complete
-from parity.io.records import Kind, read_record, write_record
+from parity.io.records import Kind, as_written, read_record, write_record
 from parity.io.shards import ShardReader, ShardWriter
+from parity.io.tree import grown, planted
 
 RECORDING = Kind("dit-parity-recording", 1, "parity recording")
 TENSORS = Kind("dit-parity-tensors", 1, "set of recorded tensors")
@@ -55,29 +55,38 @@ class RecordingFolder:
         for name in names:
             if not _NAME.fullmatch(name):
                 raise RecordError(f"{self.path} names {name[:60]!r}, which is none of this project's folders")
-        return self.path.joinpath(*names)
+        folder = self.path.joinpath(*names)
+        if not folder.resolve().is_relative_to(self.path.resolve()):
+            raise RecordError(f"{folder} is a link that leads out of the recording\ncopy what it leads to in its place")
+        return folder
 
     # --- what is recorded ---------------------------------------------------------------------------------------------
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Hold the right to write the recording.
+    def writing(self, waiting: Callable[[str], object] | None = None) -> Iterator[None]:
+        """Hold the right to write the recording; what a killed run left half written goes.
+
+        Args:
+            waiting: told who holds it, then it is waited for; None: that is an error.
 
         Raises:
             RecordError: another run holds it, or the folder cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with locked(self.path / "manifest.json"):
+            with locked(self.path / "manifest.json", waiting):
+                for half in self.path.rglob(".*.tmp"):
+                    half.unlink(missing_ok=True)
                 yield
         except OSError as error:
             raise RecordError(f"cannot write below {self.path}: {error.strerror or error}") from error
 
     def begin(self, identity: Mapping[str, Any]) -> None:
-        """Note what is recorded here, before anything else; a manifest of an earlier recording goes."""
+        """Note what is recorded here, before anything else.
+
+        Where draws are added, the manifest stays: others may be reading what it lists.
+        """
         write_record(self.path / "begun.json", {"identity": identity}, RECORDING)
-        with suppress(FileNotFoundError):
-            (self.path / "manifest.json").unlink()
 
     def finish(self, manifest: Mapping[str, Any]) -> Path:
         """Write the manifest: the recording is complete."""
@@ -94,8 +103,8 @@ class RecordingFolder:
         """
         for name in ("manifest.json", "begun.json"):
             if (self.path / name).exists():
-                found: dict[str, Any] = read_record(self.path / name, RECORDING)["identity"]
-                return found
+                with as_written(self.path / name, RECORDING):
+                    return dict(read_record(self.path / name, RECORDING)["identity"])
         return None
 
     def manifest(self) -> dict[str, Any]:
@@ -106,7 +115,23 @@ class RecordingFolder:
         """
         if not (self.path / "manifest.json").exists() and (self.path / "begun.json").exists():
             raise RecordError(f"{self.path} was not recorded to its end\ngo on with: parity record ... --resume")
-        return read_record(self.path / "manifest.json", RECORDING)
+        found = read_record(self.path / "manifest.json", RECORDING)
+        with as_written(self.path / "manifest.json", RECORDING):
+            found["identity"]["pair"], found["about"].keys(), found["made_with"].keys(), found["has_tables"]
+            for name, draw in found["draws"].items():
+                self.below(name), draw.keys()
+        return found
+
+    def remove(self) -> None:
+        """Remove a recording, whole or begun; a folder that holds none is left alone.
+
+        Raises:
+            RecordError: another run is writing it.
+        """
+        if not any((self.path / name).exists() for name in ("manifest.json", "begun.json")):
+            return
+        with self.writing():
+            shutil.rmtree(self.path, ignore_errors=True)
 
     # --- passes -------------------------------------------------------------------------------------------------------
 
@@ -118,13 +143,32 @@ class RecordingFolder:
         """Say whether a pass is here, whole."""
         return is_complete(self.below(draw, name))
 
-    def stored(self, draw: str, name: str, device: torch.device | None = None) -> StoredPass:
+    def has_all(self, draw: str, names: Iterable[str]) -> bool:
+        """Say whether passes are here with every file in its size; content is checked when it is read."""
+        with suppress(RecordError):
+            return all(self.stored(draw, name).reader.has_all() for name in names)
+        return False
+
+    def stored(
+        self, draw: str, name: str, device: torch.device | None = None, *, checked: bool = False
+    ) -> StoredPass:
         """Return a recorded pass.
+
+        Args:
+            draw: the draw's name.
+            name: the pass's.
+            device: where its values are wanted.
+            checked: it was written, or checked, by this process just now.
 
         Raises:
             RecordError: it is not here, or damaged.
         """
-        return StoredPass(self.below(draw, name), device)
+        return StoredPass(self.below(draw, name), device, checked=checked)
+
+    def bytes_of(self, draws: Iterable[str] = ()) -> int:
+        """Return how much of some draws is on disk already; of the whole recording where none is named."""
+        folders = [self.below(name) for name in draws] or [self.path]
+        return sum(file.stat().st_size for folder in folders for file in folder.rglob("*.safetensors"))
 
     # --- weights, LoRA, inputs ----------------------------------------------------------------------------------------
 
@@ -145,15 +189,17 @@ class RecordingFolder:
         """
         folder = self.below(*(name if isinstance(name, tuple) else (name,)))
         held = read_record(folder / "tensors.json", TENSORS)
-        reader = ShardReader(folder, held["shards"])
-        return OnDemand({key: partial(reader.get, place) for key, place in held["places"].items()}), held["note"]
+        with as_written(folder / "tensors.json", TENSORS):
+            reader = ShardReader(folder, held["shards"])
+            return OnDemand({key: partial(reader.get, place) for key, place in held["places"].items()}), held["note"]
 
     def has_tensors(self, name: str | tuple[str, str]) -> bool:
         """Say whether named tensors are here, whole."""
         folder = self.below(*(name if isinstance(name, tuple) else (name,)))
         try:
             held = read_record(folder / "tensors.json", TENSORS)
-            ShardReader(folder, held["shards"]).check()
+            with as_written(folder / "tensors.json", TENSORS):
+                ShardReader(folder, held["shards"]).check()
         except RecordError:
             return False
         return True
@@ -165,7 +211,7 @@ class RecordingFolder:
             RecordError: an input is something else.
         """
         tensors: dict[str, Tensor] = {}
-        tree = {name: _planted(value, tensors, name) for name, value in inputs.items()}
+        tree = {name: planted(value, tensors, name) for name, value in inputs.items()}
         self.write_tensors((draw, "inputs"), tensors, tree)
 
     def inputs(self, draw: str) -> dict[str, Any]:
@@ -175,53 +221,5 @@ class RecordingFolder:
             RecordError: it is not here, or damaged.
         """
         tensors, tree = self.tensors((draw, "inputs"))
-        return {name: _grown(value, tensors) for name, value in tree.items()}
-
-
-def digests_of(inputs: Mapping[str, Any]) -> dict[str, str]:
-    """Return a digest of each input, to tell which one differs.
-
-    Raises:
-        RecordError: an input is neither tensor, number, word, nor a list or mapping of them.
-    """
-    found = {}
-    for name, value in inputs.items():
-        tensors: dict[str, Tensor] = {}
-        tree = _planted(value, tensors, name)
-        found[name] = hashlib.blake2b(f"{tree}{hash_weights(tensors)}".encode(), digest_size=16).hexdigest()
-    return found
-
-
-def _planted(value: Any, tensors: dict[str, Tensor], where: str) -> Any:
-    """Return a value with its tensors taken out into `tensors`."""
-    if isinstance(value, Tensor):
-        key = f"{where}#{len(tensors)}"
-        tensors[key] = value
-        return {"tensor": key}
-    if isinstance(value, Mapping):
-        return {"mapping": [[k, _planted(v, tensors, where)] for k, v in value.items()]}
-    if isinstance(value, (list, tuple)):
-        kind = "tuple" if isinstance(value, tuple) else "list"
-        return {kind: [_planted(v, tensors, where) for v in value]}
-    if isinstance(value, torch.dtype):
-        return {"dtype": str(value).removeprefix("torch.")}
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return {"plain": value}
-    raise RecordError(f"input {where!r} holds a {type(value).__name__}, which a recording cannot keep")
-
-
-def _grown(value: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
-    kind, held = next(iter(value.items()))
-    if kind == "tensor":
-        return tensors[held]
-    if kind == "mapping":
-        return {k: _grown(v, tensors) for k, v in held}
-    if kind in ("list", "tuple"):
-        parts = [_grown(v, tensors) for v in held]
-        return parts if kind == "list" else tuple(parts)
-    if kind == "dtype":
-        found = getattr(torch, str(held), None)
-        if not isinstance(found, torch.dtype):
-            raise RecordError(f"an input names the dtype {str(held)[:40]!r}, which torch does not have")
-        return found
-    return held
+        with as_written(self.below(draw, "inputs"), TENSORS):
+            return {name: grown(value, tensors) for name, value in tree.items()}

@@ -6,7 +6,9 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,9 +60,10 @@ def read_record(path: str | Path, kind: Kind = RECORD) -> dict[str, Any]:
         raise RecordError(f"{path} is no {kind.what}: its schema is not {kind.schema!r}")
     _check_version(path, whole.get("schema_version"), kind)
     record = whole.get("record")
-    if not isinstance(record, dict) or whole.get("digest") != _digest(record):
-        raise RecordError(f"{path} was edited or damaged after it was written: its digest does not fit\nrun again")
-    out = _decoded(record)
+    with as_written(path, kind):
+        if not isinstance(record, dict) or whole.get("digest") != _digest(record):
+            raise RecordError(f"{path} was edited or damaged after it was written: its digest does not fit\nrun again")
+        out = _decoded(record)
     assert isinstance(out, dict)
     return out
 
@@ -85,15 +88,32 @@ def as_json(record: Mapping[str, Any]) -> str:
 
 def _parsed(path: Path, kind: Kind) -> Any:
     try:
-        if path.stat().st_size > _MOST_BYTES:
+        held = path.stat()
+        if not stat.S_ISREG(held.st_mode):
+            raise RecordError(f"cannot read {path}: it is no regular file")
+        if held.st_size > _MOST_BYTES:
             raise RecordError(f"{path} is no {kind.what}: it is larger than {_MOST_BYTES >> 20} MB")
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecordError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise RecordError(f"{path} is no {kind.what}: it is not text") from error
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{path} is truncated or no JSON: {error}\nrun again to write it whole") from error
+
+
+@contextmanager
+def as_written(path: str | Path, kind: Kind) -> Iterator[None]:
+    """Turn what unpacking content of another shape raises into words: the file is foreign, its digest its own.
+
+    Raises:
+        RecordError: something was missing, or of another type, in what was unpacked inside the context.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
+        what = f"{type(error).__name__} {str(error)[:80]!r}"
+        raise RecordError(f"{path} is no {kind.what} of this project: what it holds does not fit: {what}") from error
 
 
 def _check_version(path: Path, version: object, kind: Kind) -> None:

@@ -6,9 +6,11 @@ Letters in shapes: R rank, I inputs, O outputs, S tokens.
 from __future__ import annotations
 
 import difflib
+import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,14 +21,22 @@ from parity.errors import LoraError
 from parity.lora.adapter import LoraAdapter, LoraTarget
 from parity.numerics.chunks import norm
 
+KEPT_LIMIT = 0.9
+"""Below this share of the change a merge is warned of."""
+
 
 @dataclass(frozen=True)
 class AppliedModule:
-    """What an adapter does to one module: rank, scaling and the change's norm relative to the weight's."""
+    """What an adapter does to one module: rank, scaling and the change's norm relative to the weight's.
+
+    The relative norm is NaN for a quantised weight, whose stored numbers are not the weight. `kept` is the share of the
+    change that is in the weight once merged: below half a unit in the last place an element does not change at all.
+    """
 
     rank: int
     scaling: float
     relative_norm: float
+    kept: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,8 @@ class AppliedReport:
 @contextmanager
 def applied(model: nn.Module, adapter: LoraAdapter) -> Iterator[AppliedReport]:
     """Wrap the forward of each target: `y + scaling * B(A(x))` with A and B in the weight's dtype.
+
+    On a quantised layer A and B keep their own dtype, at most float32, and the weight stays as it is.
 
     A and B are non-persistent buffers of their module meanwhile. The model is as it was after exit, whatever happened.
 
@@ -59,14 +71,21 @@ def applied(model: nn.Module, adapter: LoraAdapter) -> Iterator[AppliedReport]:
 def merged(model: nn.Module, adapter: LoraAdapter) -> Iterator[AppliedReport]:
     """Add `scaling * B @ A`, computed in float32, to each target's weight and cast; the copy kept is put back on exit.
 
+    Warns where the dtype of the weights swallows a tenth of the change or more (class "stored-weight rounding").
+
     Raises:
-        LoraError: as `applied`.
+        LoraError: as `applied`; or a weight is quantised, where merging would round most of the change away.
     """
     layers = _layers(model, adapter)
-    report = AppliedReport(adapter.name, "merged", _described(layers))
+    _check_mergeable(layers)
+    described = _described(layers)
     with ExitStack() as stack:
-        for layer, target in layers.values():
-            stack.callback(_merge(_weight(layer), target))
+        for path, (layer, target) in layers.items():
+            kept, undo = _merge(_weight(layer), target)
+            stack.callback(undo)
+            described[path] = replace(described[path], kept=kept)
+        report = AppliedReport(adapter.name, "merged", described)
+        _warn_of_swallowed(report)
         yield report
 
 
@@ -91,13 +110,36 @@ def _found(path: str, modules: Mapping[str, nn.Module], adapter: LoraAdapter) ->
 
 
 def _check_fits(path: str, layer: nn.Module, target: LoraTarget) -> None:
-    weight = getattr(layer, "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
+    shape = _shape(layer)
+    if shape is None:
         kind = type(layer).__name__
         raise LoraError(f"{path!r} is a {kind} without a weight [out, in] of floats; LoRA needs a linear layer")
     given = (target.B.shape[0], target.A.shape[1])
-    if given != tuple(weight.shape):
-        raise LoraError(f"{path!r}: B @ A is {given}, the weight is {tuple(weight.shape)} [out, in]")
+    if given != shape:
+        raise LoraError(f"{path!r}: B @ A is {given}, the weight is {shape} [out, in]")
+
+
+def _shape(layer: nn.Module) -> tuple[int, int] | None:
+    """Return (O, I) of a linear layer; of a quantised one by its features, since its weight may be packed."""
+    weight, sizes = getattr(layer, "weight", None), [getattr(layer, f"{way}_features", None) for way in ("out", "in")]
+    if isinstance(weight, Tensor) and not quantised(layer):
+        return (weight.shape[0], weight.shape[1]) if weight.ndim == 2 else None
+    if all(isinstance(size, int) for size in sizes):
+        return int(sizes[0] or 0), int(sizes[1] or 0)
+    return (weight.shape[0], weight.shape[1]) if isinstance(weight, Tensor) and weight.ndim == 2 else None
+
+
+def quantised(layer: nn.Module) -> bool:
+    """Whether a layer's stored weight is integers, eight-bit floats, or not there under that name."""
+    weight = getattr(layer, "weight", None)
+    return not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.element_size() == 1
+
+
+def _check_mergeable(layers: Mapping[str, tuple[nn.Module, LoraTarget]]) -> None:
+    found = [path for path, (layer, _) in layers.items() if quantised(layer)]
+    if found:
+        text = f"{len(found)} layers are quantised, the first {found[0]!r}: merging would round most of the change away"
+        raise LoraError(f"{text}\napply the adapter unmerged, or merge it before the model is quantised")
 
 
 def _weight(layer: nn.Module) -> Tensor:
@@ -108,25 +150,28 @@ def _weight(layer: nn.Module) -> Tensor:
 
 def _described(layers: Mapping[str, tuple[nn.Module, LoraTarget]]) -> dict[str, AppliedModule]:
     return {
-        path: AppliedModule(target.rank, target.scaling, _relative(target, _weight(layer)))
+        path: AppliedModule(target.rank, target.scaling, _relative(target, layer))
         for path, (layer, target) in layers.items()
     }
 
 
-def _relative(target: LoraTarget, weight: Tensor) -> float:
+def _relative(target: LoraTarget, layer: nn.Module) -> float:
     """Return |scaling B A| / |W| from the R x R products in float64, never materialising B @ A."""
+    if quantised(layer):
+        return math.nan
     A, B = target.A.double(), target.B.double()
     square = float(((B.t() @ B) * (A @ A.t()).t()).sum().clamp_min(0))
-    size = norm(weight)
+    size = norm(_weight(layer))
     return abs(target.scaling) * square**0.5 / size if size else float("inf")
 
 
 def _wrap(layer: nn.Module, target: LoraTarget) -> Callable[[], None]:
     """Wrap the layer's forward and return what undoes it."""
-    weight, own = _weight(layer), layer.__dict__.get("forward")
+    own = layer.__dict__.get("forward")
+    dtype, device = _arithmetic(layer, target)
     names = [_free_name(layer, name) for name in ("lora_A", "lora_B")]
     for name, value in zip(names, (target.A, target.B), strict=True):
-        layer.register_buffer(name, value.detach().to(weight.device, weight.dtype, copy=True), persistent=False)
+        layer.register_buffer(name, value.detach().to(device, dtype, copy=True), persistent=False)
     layer.__dict__["forward"] = _with_lora(layer, layer.forward, names[0], names[1], target.scaling)
 
     def undo() -> None:
@@ -137,6 +182,15 @@ def _wrap(layer: nn.Module, target: LoraTarget) -> Callable[[], None]:
             delattr(layer, name)
 
     return undo
+
+
+def _arithmetic(layer: nn.Module, target: LoraTarget) -> tuple[torch.dtype, torch.device]:
+    """Return the dtype and device of A and B: the weight's, or on a quantised layer the adapter's own."""
+    held = next((value for value in (*layer.parameters(False), *layer.buffers(False))), target.A)
+    if not quantised(layer):
+        return _weight(layer).dtype, held.device
+    low = target.A.dtype in (torch.bfloat16, torch.float16)
+    return (target.A.dtype if low else torch.float32), held.device
 
 
 def _free_name(layer: nn.Module, name: str) -> str:
@@ -159,13 +213,24 @@ def _with_lora(
 
 
 @torch.no_grad()
-def _merge(weight: Tensor, target: LoraTarget) -> Callable[[], None]:
-    """Merge into the weight and return what puts the copy back."""
-    data, kept = weight.detach(), weight.detach().clone()
+def _merge(weight: Tensor, target: LoraTarget) -> tuple[float, Callable[[], None]]:
+    """Merge into the weight; return the share of the change that is in it now, and what puts the copy back."""
+    data, old = weight.detach(), weight.detach().clone()
     delta = target.delta(torch.float32).to(weight.device)
     data.copy_((data.float() + delta).to(data.dtype))
+    size = norm(delta) ** 2
+    kept = float(((data.float() - old.float()) * delta).sum(dtype=torch.float64)) / size if size else 1.0
 
     def undo() -> None:
-        data.copy_(kept)
+        data.copy_(old)
 
-    return undo
+    return kept, undo
+
+
+def _warn_of_swallowed(report: AppliedReport) -> None:
+    low = {path: one for path, one in report.modules.items() if one.kept < KEPT_LIMIT}
+    if low:
+        path, worst = min(low.items(), key=lambda item: item[1].kept)
+        text = f"stored-weight rounding: merging {report.name!r} keeps less than {KEPT_LIMIT:.0%} of the change in"
+        where = f"{text} {len(low)} of {len(report.modules)} modules, {worst.kept:.0%} in {path!r}"
+        warnings.warn(f"{where}; apply it unmerged", UserWarning, stacklevel=4)

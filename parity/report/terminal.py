@@ -94,8 +94,20 @@ def _what(state: Mapping[str, Any]) -> str:
     return (
         f"{state['shadow_dtype']} shadow, {state['dtype']} {state['size']} on {state['device']}, "
         f"{state['tokens']:,} tokens, seed {state['seed']}, {state['draws']} draw{'s' * (state['draws'] > 1)}, "
-        f"{state['twins']} twins, {sum(state['seconds'].values()):.1f} s"
+        f"{state['twins']} twins, {sum(state['seconds'].values()):.1f} s{_reference_from(state)}"
     )
+
+
+def _reference_from(state: Mapping[str, Any]) -> str:
+    """Say where the reference's passes are from, where its model did not run beside the native's."""
+    found = state.get("reference_from", {})
+    if found.get("kept", "memory") == "memory":
+        return ""
+    return f", reference trace from {found['kept']} ({_size(found['bytes'])}, torch {found['torch']})"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def _observer(state: Mapping[str, Any]) -> str:

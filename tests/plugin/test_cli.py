@@ -167,7 +167,9 @@ def test_pairs_of_an_ini_file_are_found(cli: Cli, tmp_path: Path) -> None:
     assert len(data(cli("pairs", "--json"))["pairs"]) == len(PAIR_FILES)
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["pairs"], ["doctor"], ["new"]])
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["compare"], ["pairs"], ["doctor"], ["new"], ["record"], ["debug-lora"]]
+)
 def test_help_has_examples(cli: Cli, command: list[str]) -> None:
     result = cli(*command, "--help")
     assert result.exit_code == 0
@@ -177,9 +179,11 @@ def test_help_has_examples(cli: Cli, command: list[str]) -> None:
 def test_every_command_has_json_and_a_help_line(cli: Cli) -> None:
     commands = cli("--help").stdout.partition("Commands:")[2].partition("Examples:")[0].split("\n")
     named = {line.split()[0]: line.split()[1:] for line in commands if line.strip()}
-    assert set(named) == {"run", "compare", "record", "debug-lora", "new", "pairs", "doctor"}
+    groups = {"lora": ("inspect", "check", "diff", "convert")}
+    assert set(named) == {"run", "compare", "record", "debug-lora", "new", "pairs", "doctor", *groups}
     assert all(words for words in named.values())
-    assert all("--json" in cli(name, "--help").stdout for name in named)
+    assert all("--json" in cli(name, "--help").stdout for name in set(named) - set(groups))
+    assert all("--json" in cli(group, name, "--help").stdout for group, names in groups.items() for name in names)
 
 
 def test_version(cli: Cli) -> None:

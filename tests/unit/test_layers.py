@@ -18,7 +18,7 @@ SIDES = DATA | {"stage", "loaded", "impact", "live"}
 """What one side gives."""
 RUN = SIDES | {"session", "draws", "run"}
 """Everything a case needs, from a pair to its verdicts."""
-RECORDED = {"recorder", "native_recorder", "recorded", "compared", "references"}
+RECORDED = {"recorder", "cached", "native_recorder", "recorded", "compared", "references"}
 SERVICES = {
     "case", "explored", "sensitivity", "choices", "discover", "engine", "environment", "inventory", "runs", "io",
     "report", "diagnose",
@@ -44,9 +44,10 @@ LAYERS: dict[str, frozenset[str]] = {
     "live": SIDES,
     "session": SIDES,
     "identity": SIDES | {"environment", "io"},
-    "kept": SIDES | {"io"},
-    "recorder": SIDES | {"identity", "about", "io", "kept"},
-    "native_recorder": RUN | {"identity", "about", "io", "kept", "recorded", "recorder"},
+    "kept": SIDES | {"identity", "io"},
+    "recorder": SIDES | {"identity", "about", "environment", "io", "kept"},
+    "cached": SIDES | {"identity", "io", "kept", "recorder"},
+    "native_recorder": RUN | {"identity", "about", "environment", "io", "kept", "recorded", "recorder"},
     "compared": RUN | {"identity", "about", "io", "recorded", "recorder"},
     "recorded": SIDES | {"identity", "recorder", "io"},
     "references": SIDES | RECORDED | {"io"},

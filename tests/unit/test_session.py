@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from fixtures.pairs.longcat import PAIR, inputs_of
+from fixtures.tables import NativeTable, ReferenceTable, table_pair
 from parity.errors import ParityError
 from parity.execution.shadow import Shadow
-from parity.execution.tap import Inputs, Point, Tap
 from parity.lora.adapter import LoraAdapter
 from parity.lora.apply import merged
-from parity.pair import Build, ModelPair, Side, Source
+from parity.pair import Build, ModelPair
 from parity.run import Options, StateResult, run_state
 from parity.session import PairSession, opened
 from parity.weights.keymap import KeyMap, rename
@@ -55,84 +55,28 @@ def test_weights_are_put_back_and_forgotten_after_a_merge() -> None:
         assert all(torch.equal(before[k], after[k]) for k in before)
 
 
-class _Reference(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.proj = nn.Linear(32, 32)
-        self.angles = torch.arange(16, dtype=torch.float32) / 3.0
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.proj(x.to(self.proj.weight.dtype)).float()
-        turned = torch.cat([y[..., :16] * torch.cos(self.angles), y[..., 16:] * torch.sin(self.angles)], -1)
-        return turned.to(self.proj.weight.dtype)
-
-
-class _Native(nn.Module):
-    """Another implementation; `exact` makes its table in a way that cannot be followed."""
-
-    def __init__(self, exact: bool = False, wrong: bool = False) -> None:
-        super().__init__()
-        self.linear = nn.Linear(32, 32)
-        angles = torch.arange(16, dtype=torch.float64) / (3.001 if wrong else 3.0)
-        values = torch.tensor(angles.float().tolist()) if exact else angles.float()
-        self.register_buffer("angles", values, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        angles: Tensor = self.angles  # type: ignore[assignment]
-        y: Tensor = self.linear(x.to(self.linear.weight.dtype))
-        table = torch.cat([torch.cos(angles), torch.sin(angles)])
-        return (y.float() * table).to(self.linear.weight.dtype)
-
-
-def seeded(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter)
-    return model.to(dtype)
-
-
-def small_pair(native: Any, native_dtype: torch.dtype | None = None) -> ModelPair:
-    def call(model: nn.Module, inputs: Inputs) -> Any:
-        return model(inputs["x"])
-
-    def side(name: str, build: Any) -> Side:
-        return Side(name, Source(__name__, bundled=True), build, call, lambda out: out)
-
-    return ModelPair(
-        name="small",
-        reference=side("reference", lambda b: seeded(_Reference(), b.dtype)),
-        native=side("native", lambda b: seeded(native(), native_dtype or b.dtype)),
-        key_map=lambda b: KeyMap((rename(r"proj\.(.+)", r"linear.\1"),)),
-        taps=lambda b: (
-            Tap("proj", Point("proj"), Point("linear")),
-            Tap("final_output", Point(""), Point(""), replace=False, channel_dim=-1),
-        ),
-        inputs=lambda b, seed: {"x": torch.randn(1, 64, 32, generator=torch.Generator().manual_seed(seed))},
-    )
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tables_keep_their_exact_values(dtype: torch.dtype) -> None:
-    evidence = run(small_pair(_Native), dtype=dtype).draws[0]["final_output"]
+    evidence = run(table_pair(NativeTable), dtype=dtype).draws[0]["final_output"]
     assert evidence.logic_error < 1e-14
     assert evidence.stored_constants is None
 
 
 def test_a_table_that_cannot_be_followed_is_compared_as_stored() -> None:
-    evidence = run(small_pair(partial(_Native, exact=True)), dtype=torch.float32).draws[0]["final_output"]
+    evidence = run(table_pair(partial(NativeTable, exact=True)), dtype=torch.float32).draws[0]["final_output"]
     assert evidence.stored_constants is not None
     assert 1e-12 < evidence.stored_constants < 1e-6
     assert evidence.logic_error < 1e-12
 
 
 def test_a_wrong_table_is_another_function() -> None:
-    judged = run(small_pair(partial(_Native, wrong=True)), dtype=torch.float32).judged["final_output"]
+    judged = run(table_pair(partial(NativeTable, wrong=True)), dtype=torch.float32).judged["final_output"]
     assert judged.logic
     assert judged.fails
 
 
 def test_a_reference_stored_more_finely_is_the_same_function() -> None:
-    pair = small_pair(_Native, native_dtype=torch.bfloat16)
+    pair = table_pair(NativeTable, native_dtype=torch.bfloat16)
     evidence = run(pair, dtype=torch.float32).draws[0]["proj"]
     assert evidence.logic_error < 1e-14
 
@@ -143,7 +87,7 @@ def test_a_native_stored_more_finely_is_the_same_function() -> None:
             for mine, theirs in zip(native.parameters(), reference.values(), strict=True):
                 mine.copy_(theirs.float() * (1 + 2.0**-12))  # rounds back to the reference's bfloat16
 
-    pair = replace(small_pair(_Native, native_dtype=torch.float32), load=load)
+    pair = replace(table_pair(NativeTable, native_dtype=torch.float32), load=load)
     assert run(pair, dtype=torch.bfloat16).draws[0]["proj"].logic_error < 1e-14
 
 
@@ -153,13 +97,13 @@ def test_a_weight_changed_after_loading_is_named() -> None:
         with torch.no_grad():
             native.get_parameter("linear.bias")[3] += 1.0
 
-    with opened(replace(small_pair(_Native), load=load), Build()) as session:
+    with opened(replace(table_pair(NativeTable), load=load), Build()) as session:
         assert [k for k, w in session.weights.items() if w.differs] == ["linear.bias"]
         assert run_state(session, False).judged["proj"].logic
 
 
 def test_both_sides_of_one_class_are_refused() -> None:
-    pair = small_pair(_Reference)
+    pair = table_pair(ReferenceTable)
     with pytest.raises(ParityError, match="same class"):
         PairSession(replace(pair, key_map=lambda b: KeyMap((rename(r"(.+)", r"\1"),))), Build())
 
@@ -169,11 +113,11 @@ def test_compiled_side_is_judged_eagerly_and_compared_with_compiled() -> None:
         return lambda *args: tuple(o * (1 + 2.0**-10) for o in graph(*args))  # as inductor: slightly other values
 
     def build() -> nn.Module:
-        model = _Native()
+        model = NativeTable()
         model.compile(backend=backend)
         return model
 
-    result = run(small_pair(build), dtype=torch.float32)
+    result = run(table_pair(build), dtype=torch.float32)
     assert result.draws[0]["final_output"].logic_error < 1e-14
     assert set(result.compiled) == {"native"}
     assert result.compiled["native"].metrics.rel_l2 == pytest.approx(2.0**-10, rel=1e-2, abs=0)

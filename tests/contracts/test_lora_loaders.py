@@ -1,0 +1,114 @@
+"""PEFT and diffusers load what is written here, and give the output that applying the adapter here gives."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fixtures.lora_spellings import SPELLINGS
+from fixtures.loras import BASE, base_state, drawn_pairs, save
+from fixtures.tiny_wan import OFFICIAL, call, tiny_wan, wan_lora
+from parity.io.lora_files import open_lora, write_lora
+from parity.lora.adapter import LoraAdapter, LoraTarget
+from parity.lora.apply import applied
+from parity.lora.delta import Delta, apart, deltas_of
+from parity.lora.formats import Given, LoraFile, dialects, read_lora
+from parity.lora.loaded import Factors, LoadedLora
+
+pytest.importorskip("peft", reason="needs the extra `models`")
+pytest.importorskip("diffusers", reason="needs the extra `models`")
+
+
+class Layers(nn.Module):
+    """The modules of the base, each applied to the first of its inputs' worth of x."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for path, (out, into) in BASE.items():
+            parent: nn.Module = self
+            *above, last = path.split(".")
+            for name in above:
+                if not hasattr(parent, name):
+                    parent.add_module(name, nn.Module())
+                parent = getattr(parent, name)
+            parent.add_module(last, nn.Linear(into, out, bias=False))
+        self.load_state_dict(base_state())
+        self.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run every layer. Shapes: x [B, 16], result [B, sum of O]."""
+        layers = [self.get_submodule(path) for path in BASE]
+        return torch.cat([layer(x[:, : BASE[path][1]]) for path, layer in zip(BASE, layers, strict=True)], 1)
+
+
+def read(path: Path) -> LoadedLora:
+    opened = open_lora(path)
+    return read_lora(LoraFile(opened.source, opened.header, opened.sidecar, Given(modules=list(BASE))))
+
+
+def written(lora: LoadedLora, dialect: str, folder: Path) -> Path:
+    write = dialects()[dialect].write
+    assert write is not None
+    file = write(lora)
+    return write_lora(folder, file.tensors, file.header, file.sidecar, lambda path: None)[0]
+
+
+@pytest.mark.parametrize("name", ["peft_patterns", "musubi_split", "fastvideo", "loha"])
+def test_peft_loads_what_is_written(name: str, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    lora = read(save(SPELLINGS[name][1](drawn_pairs()), tmp_path / "from"))
+    path = written(lora, "peft", tmp_path / "to")
+    x = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    ours = Layers()
+    plain = ours(x)
+    with applied(ours, lora.adapter()):
+        wanted = ours(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # PEFT warns where it leaves keys out
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        loaded = PeftModel.from_pretrained(Layers(), str(path.parent)).eval()
+    with torch.no_grad():
+        found = loaded(x)
+    assert float((found - wanted).norm() / (wanted - plain).norm()) < 1e-6
+
+
+def test_diffusers_loads_what_is_written(tmp_path: Path) -> None:
+    lora, ours, theirs = wan_lora(official=False), tiny_wan(), tiny_wan()
+    plain = call(ours)
+    with applied(ours, lora.adapter()):
+        wanted = call(ours)
+    path = written(lora, "diffusers", tmp_path)
+    theirs.load_lora_adapter(str(path.parent), weight_name=path.name, prefix="transformer")  # type: ignore[operator]
+    found = call(theirs)
+    assert float((wanted - plain).norm() / plain.norm()) > 0.01
+    assert float((found - wanted).norm() / (wanted - plain).norm()) < 1e-5
+
+
+@pytest.mark.parametrize("dialect", ["comfyui", "kohya"])
+def test_diffusers_converts_what_is_written_with_the_original_names(dialect: str, tmp_path: Path) -> None:
+    from diffusers.loaders.lora_pipeline import WanLoraLoaderMixin
+
+    lora = wan_lora(official=True)
+    path = written(lora, dialect, tmp_path)
+    state = WanLoraLoaderMixin.lora_state_dict(str(path.parent), weight_name=path.name)
+    for module, target in lora.targets.items():
+        block, _, name = module.removeprefix("blocks.").partition(".")
+        key = f"transformer.blocks.{block}.{OFFICIAL[name]}"
+        A, B = state[f"{key}.lora_A.weight"].double(), state[f"{key}.lora_B.weight"].double()
+        assert apart(deltas_of(target)[module], Delta(Factors(A, B))).rel_l2 < 1e-6
+    assert len(state) == 2 * len(lora.targets)
+
+
+def test_a_scaling_lost_on_the_way_would_show(tmp_path: Path) -> None:
+    lora, ours = wan_lora(official=False), tiny_wan()
+    plain = call(ours)
+    with applied(ours, lora.adapter()):
+        wanted = call(ours)
+    lost = {m: LoraTarget(*t.factors(), 1.0, "assumed") for m, t in lora.targets.items() if t.factors is not None}
+    with applied(ours, LoraAdapter("lost", lost)):
+        assert float((call(ours) - wanted).norm() / (wanted - plain).norm()) > 1e-2
