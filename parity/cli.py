@@ -17,7 +17,7 @@ import typer
 import parity
 from parity.case import ParityCase, cases_of
 from parity.choices import device_named, dtype_named, lora_states, size_named
-from parity.commands import debug_lora, record
+from parity.commands import debug_lora, record, weights
 from parity.discover import choose
 from parity.doctor import as_records, examine, render_checks, worst
 from parity.engine import Engine, Settings
@@ -100,6 +100,7 @@ def doctor(folders: PairsOption = None, json_out: JsonOption = False) -> None:
 app.command(epilog=record.EPILOG)(record.record)
 app.command(hidden=True)(record.impact)
 app.command("debug-lora", epilog=debug_lora.EPILOG)(debug_lora.debug_lora)
+app.add_typer(weights.app, name="weights")
 
 
 @app.command(epilog=_examples(*_RUN_EXAMPLES))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parity.errors import UsageError
+from parity.errors import CheckpointError, UsageError
 from parity.io.checkpoints.files import CheckpointFile, keys_of
 from parity.io.checkpoints.locate import Located, locate
 from parity.io.checkpoints.stored import Stored
@@ -26,9 +26,12 @@ def open_checkpoint(model: str, revision: str | None = None, subfolder: str | No
 
     Raises:
         UsageError: there is nothing of that name.
-        CheckpointError: a file is damaged, or its header lies.
+        CheckpointError: a file is damaged, its header lies, or there is no tensor in it.
     """
-    return Checkpoint(model, locate(str(model), revision, subfolder))
+    checkpoint = Checkpoint(model, locate(str(model), revision, subfolder))
+    if not checkpoint.stored:
+        raise CheckpointError(f"{model} holds no tensor")
+    return checkpoint
 
 
 class Checkpoint:
@@ -64,6 +67,11 @@ class Checkpoint:
     def keys(self) -> Iterable[str]:
         """Return the keys in the order of the files."""
         return self.stored.keys()
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shape of each tensor, as the headers give it."""
+        return {key: torch.Size(held.shape) for key, held in self.stored.items()}
 
     def info(self, key: str) -> TensorInfo:
         """Return shape and dtype from the header.

@@ -1,0 +1,13 @@
+"""The group of commands on checkpoints."""
+
+from __future__ import annotations
+
+import typer
+
+from parity.commands.weights import inspect
+
+app = typer.Typer(
+    help="Say what is in checkpoints, what differs, and which tensor is which.", no_args_is_help=True,
+    rich_markup_mode=None,
+)  # fmt: skip
+app.command(epilog=inspect.EPILOG)(inspect.inspect)
