@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import typer
 
-from parity.commands.weights import inspect
+from parity.commands.weights import diff, inspect, verify
 
 app = typer.Typer(
     help="Say what is in checkpoints, what differs, and which tensor is which.", no_args_is_help=True,
     rich_markup_mode=None,
 )  # fmt: skip
 app.command(epilog=inspect.EPILOG)(inspect.inspect)
+app.command(epilog=diff.EPILOG)(diff.diff)
+app.command("verify", epilog=verify.EPILOG)(verify.verify_command)
