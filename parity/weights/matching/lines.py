@@ -1,0 +1,198 @@
+"""Assign the lines of one tensor to the lines of others by their sketches, completed by the order they follow.
+
+Letters in shapes: n lines of the native tensor, m lines of all candidates, K size of a sketch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from parity.weights.matching.sketch import Sketch
+
+Ints = npt.NDArray[np.int64]
+SURE = 0.7
+"""Cosine of two sketches above which a line is taken to be another."""
+_CHUNK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Rows (axis 0) or columns (axis 1) of one tensor."""
+
+    sketch: Sketch
+    axis: int
+
+    @property
+    def units(self) -> Tensor:
+        """Unit sketches. Shapes: [n, K] float16."""
+        return self.sketch.lines[self.axis]
+
+    @property
+    def norms(self) -> Tensor:
+        """Norms of the centred lines. Shapes: [n]."""
+        return self.sketch.norms[self.axis]
+
+    @property
+    def length(self) -> int:
+        """Elements of a line."""
+        return self.sketch.length(self.axis)
+
+    @property
+    def count(self) -> int:
+        """Number of lines."""
+        return len(self.units)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Lines of a reference tensor in a native one: native line `native[i]` is reference line `reference[i]`."""
+
+    key: str
+    axis: int
+    native: Ints
+    reference: Ints
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """All lines of a native tensor along one axis, with the estimated cosine of the whole."""
+
+    axis: int
+    parts: tuple[Part, ...]
+    cosine: float
+    covered: float
+
+
+def agreement(native: Lines, at: Ints, reference: Lines, there: Ints) -> tuple[float, float, float]:
+    """Return the inner product and both squared norms of paired lines, estimated from sketches."""
+    one, other = torch.from_numpy(at), torch.from_numpy(there)
+    cosines = (native.units[one].float() * reference.units[other].float()).sum(1)
+    n, r = native.norms[one].double(), reference.norms[other].double()
+    return float((cosines * n * r).sum()), float(n.dot(n)), float(r.dot(r))
+
+
+def judged(native: Lines, parts: Sequence[Part], references: dict[str, Sketch]) -> Assignment:
+    """Return the assignment of given parts with its estimated cosine and the share of the native's energy it covers."""
+    dot = ours = theirs = 0.0
+    for part in parts:
+        values = agreement(native, part.native, Lines(references[part.key], part.axis), part.reference)
+        dot, ours, theirs = dot + values[0], ours + values[1], theirs + values[2]
+    total = float(native.norms.double().square().sum())
+    cosine = dot / (ours * theirs) ** 0.5 if ours * theirs > 0 else 0.0
+    return Assignment(native.axis, tuple(parts), cosine, ours / total if total else 0.0)
+
+
+def consistent(native: Lines, part: Part, reference: Lines) -> bool:
+    """Whether no strong line of the pairing is plainly another line."""
+    one, other = torch.from_numpy(part.native), torch.from_numpy(part.reference)
+    cosines = (native.units[one].float() * reference.units[other].float()).sum(1)
+    weight = native.norms[one] * reference.norms[other]
+    strong = weight >= weight.median()
+    return float((cosines[strong] < 0.45).float().mean()) <= 0.02
+
+
+def assign(native: Lines, candidates: Sequence[Lines]) -> list[Part]:
+    """Assign every native line to a line of the candidates, none used twice.
+
+    What sketches leave open, because noise drowns weak lines or lines are alike, is completed by the order the rest
+    follows: blocks of lines that share one inner order (heads, their RoPE layout, fused parts).
+    """
+    pool = torch.cat([held.units for held in candidates]).float()
+    best, cosine = _nearest(native.units.float(), pool)
+    best[cosine < SURE] = -1
+    chosen = _completed(best, native.norms.numpy(), len(pool))
+    chosen = _filled(native.units.float(), pool, chosen)
+    return _parts(chosen, candidates)
+
+
+def _nearest(units: Tensor, pool: Tensor) -> tuple[Ints, npt.NDArray[np.float32]]:
+    best: list[Tensor] = []
+    values: list[Tensor] = []
+    for chunk in units.split(max(_CHUNK // max(len(pool), 1), 1)):
+        value, index = (chunk @ pool.t()).max(dim=1)
+        best.append(index)
+        values.append(value)
+    return torch.cat(best).numpy().astype(np.int64), torch.cat(values).numpy()
+
+
+def _completed(best: Ints, norms: npt.NDArray[np.float32], pool: int) -> Ints:
+    """Return the assignment with gaps filled by the most economical block order the sure lines follow."""
+    count = len(best)
+    sizes = [size for size in range(2, count // 2 + 1) if count % size == 0]
+    for size in sorted(sizes, key=lambda size: size + count // size):
+        fitted = _fitted(best, size)
+        if fitted is None:
+            continue
+        sure = best >= 0
+        share = float(np.average(fitted[sure] == best[sure], weights=norms[sure] + 1e-30))
+        inside = bool((fitted >= 0).all() and (fitted < pool).all())
+        if share > 0.97 and inside and len(np.unique(fitted)) == count:
+            return fitted
+    return _unique(best)
+
+
+def _fitted(best: Ints, size: int) -> Ints | None:
+    """Fit `line = base[block] + order[place]` to the sure lines; None where a block or place has none."""
+    table = best.reshape(-1, size)
+    known = table >= 0
+    if not known.any(axis=1).all() or not known.any(axis=0).all():
+        return None
+    richest = int(known.sum(axis=1).argmax())
+    order = np.where(known[richest], table[richest] - table[richest][known[richest]][0], np.iinfo(np.int64).min)
+    base = np.zeros(len(table), dtype=np.int64)
+    for _ in range(2):
+        placed = order != np.iinfo(np.int64).min
+        for block in range(len(table)):
+            use = known[block] & placed
+            if not use.any():
+                return None
+            base[block] = _mode(table[block][use] - order[use])
+        for place in range(size):
+            use = known[:, place]
+            order[place] = _mode(table[use, place] - base[use])
+    return np.asarray((base[:, None] + order[None, :]).reshape(-1), dtype=np.int64)
+
+
+def _mode(numbers: Ints) -> int:
+    values, counts = np.unique(numbers, return_counts=True)
+    return int(values[counts.argmax()])
+
+
+def _unique(best: Ints) -> Ints:
+    """Keep the first of lines that claim the same line."""
+    out = np.full_like(best, -1)
+    _, first = np.unique(best, return_index=True)
+    out[first] = best[first]
+    return out
+
+
+def _filled(units: Tensor, pool: Tensor, chosen: Ints) -> Ints:
+    """Give lines that are still open the nearest free lines, in order where nothing tells them apart."""
+    open_lines = np.flatnonzero(chosen < 0)
+    free = np.setdiff1d(np.arange(len(pool)), chosen)
+    if not len(open_lines) or not len(free) or len(open_lines) * len(free) > _CHUNK:
+        return chosen
+    similar = (units[torch.from_numpy(open_lines)] @ pool[torch.from_numpy(free)].t()).numpy()
+    for line in np.argsort(-similar.max(axis=1), kind="stable"):
+        place = int(similar[line].argmax())
+        if similar[line, place] > -1.0:
+            chosen[open_lines[line]] = free[place]
+            similar[:, place] = -2.0
+    return chosen
+
+
+def _parts(chosen: Ints, candidates: Sequence[Lines]) -> list[Part]:
+    out: list[Part] = []
+    start = 0
+    for held in candidates:
+        at = np.flatnonzero((chosen >= start) & (chosen < start + held.count))
+        if len(at):
+            out.append(Part(held.sketch.key, held.axis, at.astype(np.int64), chosen[at] - start))
+        start += held.count
+    return out

@@ -1,0 +1,213 @@
+"""Find, for every native tensor of many lines, the reference lines it is made of.
+
+First as its kind was found in another block, then as a whole (the same lines in the same order, on either axis), then
+line by line: a few strong lines are looked up among all reference lines of their length, and vote for the tensors the
+native one is made of.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from parity.weights.matching.lines import SURE, Assignment, Lines, Part, assign, consistent, judged
+from parity.weights.matching.places import Places
+from parity.weights.matching.sketch import K, Sketch
+
+_SIGNS = 8
+_SAME = 2e-3
+FAINT = 0.35
+"""Estimated cosine below which a tensor in its own order is no relation at all."""
+
+
+class Search:
+    """Looks native tensors up among the reference's.
+
+    Args:
+        references: sketches by key; those that are constant or not finite are passed over.
+        places: where tensors stand, which decides between equals.
+        probes: lines of a tensor that are looked up one by one.
+    """
+
+    def __init__(self, references: Mapping[str, Sketch], places: Places, probes: int = 24) -> None:
+        self._references = {key: held for key, held in references.items() if held.constant is None and held.finite}
+        self._places, self._probes = places, probes
+        self._by_form: dict[tuple[int, int], list[tuple[Lines, Tensor]]] = defaultdict(list)
+        self._by_length: dict[int, list[Lines]] = defaultdict(list)
+        self._pools: dict[int, tuple[Tensor, Tensor]] = {}
+        self._learned: dict[str, list[Assignment]] = defaultdict(list)
+        self._learned_block: dict[int, int] = {}
+        for held in self._references.values():
+            for axis in (0, 1):
+                lines = Lines(held, axis)
+                self._by_form[lines.count, lines.length].append((lines, _signature(lines)))
+                self._by_length[lines.length].append(lines)
+
+    def find(self, native: Sketch) -> Assignment | None:
+        """Return where a tensor's lines come from; None where nothing fits."""
+        found = self._as_elsewhere(native) or self._whole(native)
+        if found is None or found.cosine < SURE:
+            found = self._by_lines(native) or found
+        if found is None or found.cosine < FAINT:
+            return None
+        if found.cosine >= SURE:
+            self._places.learn(native.key, [part.key for part in found.parts])
+            self._remember(native.key, found)
+        return found
+
+    def _remember(self, key: str, found: Assignment) -> None:
+        known = self._learned[self._places.template(key)]
+        if len(known) < 4:
+            known.append(found)
+            self._learned_block[id(found)] = self._places.block(key) or 0
+
+    def _as_elsewhere(self, native: Sketch) -> Assignment | None:
+        """Try what was found for the same kind of tensor in another block."""
+        block = self._places.block(native.key)
+        if block is None:
+            return None
+        for known in self._learned[self._places.template(native.key)]:
+            parts = [self._moved(part, block - self._learned_block[id(known)]) for part in known.parts]
+            good = [part for part in parts if part is not None]
+            lines = Lines(native, known.axis)
+            if len(good) == len(parts) and all(self._fits(lines, part) for part in good):
+                found = judged(lines, good, self._references)
+                if found.cosine >= SURE and self._consistent(lines, good):
+                    return found
+        return None
+
+    def _moved(self, part: Part, blocks: int) -> Part | None:
+        template, block = self._places.reference_place(part.key)
+        key = self._places.reference_at(template, None if block is None else block + blocks)
+        return Part(key, part.axis, part.native, part.reference) if key in self._references and key else None
+
+    def _fits(self, native: Lines, part: Part) -> bool:
+        lines = Lines(self._references[part.key], part.axis)
+        return bool(lines.length == native.length and part.reference.max() < lines.count
+                    and part.native.max() < native.count)  # fmt: skip
+
+    def _consistent(self, native: Lines, parts: Iterable[Part]) -> bool:
+        return all(consistent(native, part, Lines(self._references[part.key], part.axis)) for part in parts)
+
+    def _whole(self, native: Sketch) -> Assignment | None:
+        """Try every tensor with the same lines in the same order, rows to rows first, then rows to columns."""
+        lines = Lines(native, 0)
+        held = self._by_form.get((lines.count, lines.length), [])
+        if not held:
+            return None
+        signature = _signature(lines)
+        scores = torch.stack([other for _, other in held]) @ signature
+        best = float(scores.max())
+        equal = [held[int(n)][0] for n in (scores > best - _SAME).nonzero().flatten()]
+        chosen = self._choose(native.key, equal)
+        everything = np.arange(lines.count)
+        part = Part(chosen.sketch.key, chosen.axis, everything, everything)
+        found = judged(lines, [part], self._references)
+        if found.cosine >= SURE and not self._consistent(lines, [part]):
+            better = self._by_lines(native)
+            return better if better is not None and better.cosine > found.cosine else found
+        return found if found.cosine >= FAINT else None
+
+    def _choose(self, native: str, equal: list[Lines]) -> Lines:
+        """Choose between tensors of the same values: rows before columns, then by place."""
+        same_axis = [lines for lines in equal if lines.axis == 0] or equal
+        by_key = {lines.sketch.key: lines for lines in reversed(same_axis)}
+        return by_key[self._places.preferred(native, list(by_key))]
+
+    def _by_lines(self, native: Sketch) -> Assignment | None:
+        """Look strong lines up one by one, on both axes; the axis that explains more wins."""
+        tried = [found for axis in (0, 1) if (found := self._along(Lines(native, axis))) is not None]
+        return max(tried, key=lambda found: round(found.cosine * found.covered, 2), default=None)
+
+    def _along(self, native: Lines) -> Assignment | None:
+        candidates: list[Lines] = []
+        open_lines = np.arange(native.count)
+        for _ in range(4):
+            voted = [held for held in self._voted(native, open_lines) if held not in candidates]
+            if not voted:
+                break
+            candidates += voted
+            parts = assign(native, candidates)
+            open_lines = self._open(native, parts)
+            if not len(open_lines):
+                break
+        if not candidates:
+            return None
+        found = judged(native, self._worth(native, assign(native, candidates)), self._references)
+        return found if found.cosine >= SURE and found.covered > 0.05 else None
+
+    def _worth(self, native: Lines, parts: list[Part]) -> list[Part]:
+        """Drop candidates that only took a few stray lines."""
+        judged_parts = [(part, judged(native, [part], self._references)) for part in parts]
+        return [part for part, found in judged_parts if found.cosine >= 0.5] or parts
+
+    def _open(self, native: Lines, parts: list[Part]) -> np.ndarray:  # type: ignore[type-arg]
+        """Return the strong lines no part explains."""
+        explained = np.zeros(native.count, dtype=bool)
+        for part in parts:
+            units = self._references[part.key].lines[part.axis][torch.from_numpy(part.reference)].float()
+            cosines = (native.units[torch.from_numpy(part.native)].float() * units).sum(1).numpy()
+            explained[part.native[cosines >= 0.5]] = True
+        norms = native.norms.numpy()
+        return np.flatnonzero(~explained & (norms > np.median(norms)))
+
+    def _voted(self, native: Lines, among: np.ndarray) -> list[Lines]:  # type: ignore[type-arg]
+        """Return the reference tensors that the strongest of some lines are found in, one of each set of equals."""
+        held = self._by_length.get(native.length, [])
+        if not held or not len(among):
+            return []
+        groups = np.array_split(among, min(self._probes, len(among)))
+        norms = native.norms.numpy()
+        probes = torch.tensor([int(group[norms[group].argmax()]) for group in groups])
+        pool, whitening = self._pool(native.length)
+        ours = _normal(native.units[probes].float() @ whitening)
+        cosines, places = (ours @ pool.t()).max(dim=1)
+        starts = np.cumsum([0, *(lines.count for lines in held)])
+        votes: Counter[int] = Counter()
+        for cosine, place in zip(cosines.tolist(), places.tolist(), strict=True):
+            if cosine >= SURE:
+                votes[int(np.searchsorted(starts, place, side="right")) - 1] += 1
+        wanted = [held[number] for number, count in votes.most_common() if count >= 2 or len(groups) < 4]
+        return list({id(c): c for c in (self._representative(native.sketch.key, w, held) for w in wanted)}.values())
+
+    def _representative(self, native: str, lines: Lines, held: list[Lines]) -> Lines:
+        equal = [h for h in held if h.axis == lines.axis and h.count == lines.count and _equal(h, lines)]
+        return self._choose(native, equal)
+
+    def _pool(self, length: int) -> tuple[Tensor, Tensor]:
+        """Return all reference lines of a length, and the matrix that takes out what they all share."""
+        if length not in self._pools:
+            self._pools.clear()  # one length at a time is what memory is planned for
+            units = torch.cat([lines.units for lines in self._by_length[length]]).float()
+            spread = units.t() @ units / max(len(units), 1)
+            values, vectors = torch.linalg.eigh(spread.double())
+            scale = (values + values.mean()).clamp_min(1e-12).rsqrt()
+            whitening = (vectors * scale @ vectors.t()).float()
+            self._pools[length] = _normal(units @ whitening), whitening
+        return self._pools[length]
+
+
+def _normal(units: Tensor) -> Tensor:
+    scaled: Tensor = units / units.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return scaled
+
+
+def _equal(one: Lines, other: Lines) -> bool:
+    return one.units is other.units or bool(torch.equal(one.units, other.units))
+
+
+def _signature(lines: Lines) -> Tensor:
+    """Return a unit vector of the lines in their order, by which tensors of one form are compared.
+
+    Shapes: [_SIGNS * K].
+    """
+    generator = torch.Generator().manual_seed(lines.count)
+    signs = torch.randint(0, 2, (_SIGNS, lines.count), generator=generator).float().mul_(2).sub_(1)
+    mixed = signs @ (lines.units.float() * lines.norms[:, None])
+    flat = mixed.reshape(_SIGNS * K)
+    unit: Tensor = flat / flat.norm().clamp_min(1e-30)
+    return unit
