@@ -67,13 +67,20 @@ class Assignment:
     parts: tuple[Part, ...]
     cosine: float
     covered: float
+    reshape: bool = False
+
+
+def is_quantised(dtype: torch.dtype) -> bool:
+    """Whether values of a dtype are stored with a scale of their own, often one a row: bytes of any kind."""
+    return dtype.itemsize == 1 and dtype != torch.bool
 
 
 def agreement(native: Lines, at: Ints, reference: Lines, there: Ints) -> tuple[float, float, float]:
     """Return the inner product and both squared norms of paired lines, estimated from sketches."""
     one, other = torch.from_numpy(at), torch.from_numpy(there)
     cosines = (native.units[one].float() * reference.units[other].float()).sum(1)
-    n, r = native.norms[one].double(), reference.norms[other].double()
+    r = reference.norms[other].double()
+    n = r if is_quantised(native.sketch.dtype) and native.axis == 0 else native.norms[one].double()
     return float((cosines * n * r).sum()), float(n.dot(n)), float(r.dot(r))
 
 
@@ -84,6 +91,9 @@ def judged(native: Lines, parts: Sequence[Part], references: dict[str, Sketch]) 
         values = agreement(native, part.native, Lines(references[part.key], part.axis), part.reference)
         dot, ours, theirs = dot + values[0], ours + values[1], theirs + values[2]
     total = float(native.norms.double().square().sum())
+    if is_quantised(native.sketch.dtype):  # rows have scales of their own
+        total, ours = float(native.count), float(sum(len(part.native) for part in parts))
+        return Assignment(native.axis, tuple(parts), dot / theirs if theirs else 0.0, ours / total)
     cosine = dot / (ours * theirs) ** 0.5 if ours * theirs > 0 else 0.0
     return Assignment(native.axis, tuple(parts), cosine, ours / total if total else 0.0)
 

@@ -145,7 +145,7 @@ class Search:
         judged_parts = [(part, judged(native, [part], self._references)) for part in parts]
         return [part for part, found in judged_parts if found.cosine >= 0.5] or parts
 
-    def _open(self, native: Lines, parts: list[Part]) -> np.ndarray:  # type: ignore[type-arg]
+    def _open(self, native: Lines, parts: list[Part]) -> np.ndarray:
         """Return the strong lines no part explains."""
         explained = np.zeros(native.count, dtype=bool)
         for part in parts:
@@ -155,7 +155,7 @@ class Search:
         norms = native.norms.numpy()
         return np.flatnonzero(~explained & (norms > np.median(norms)))
 
-    def _voted(self, native: Lines, among: np.ndarray) -> list[Lines]:  # type: ignore[type-arg]
+    def _voted(self, native: Lines, among: np.ndarray) -> list[Lines]:
         """Return the reference tensors that the strongest of some lines are found in, one of each set of equals."""
         held = self._by_length.get(native.length, [])
         if not held or not len(among):
