@@ -124,15 +124,19 @@ def render(held: dict[str, Any]) -> str:
     summary = held["summary"]
     bands = ", ".join(f"{summary[f'{band}_similarity_count']} {band}" for band in ("high", "medium", "low"))
     relations = ", ".join(f"{count} {name}" for name, count in summary["relations"].items())
-    entries = [entry for entry in held["matches"] if entry["relation"] not in ("same", "rename")]
+    alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for entry in held["matches"]:
+        names = (entry["reference"], str(entry["native"]), entry["relation"])
+        alike.setdefault(tuple(re.sub(r"\d+", "*", name) for name in names), []).append(entry)
+    groups = list(alike.values())
     lines = [
         f"{held['reference']} -> {held['native']}" + ("" if held["complete"] else "  (partial)"),
         f"mean cosine {summary['mean_cosine_similarity']:.6f}; similarity: {bands}", f"relations: {relations}",
         *(f"  {block}: mean cosine {b['mean_cosine']:.6f} over {b['tensors']}"
           for block, b in list(held["blocks"].items())[:8]),
-        *(_line(entry) for entry in entries[:_SHOWN]),
+        *(_line(group) for group in groups[:_SHOWN]),
     ]  # fmt: skip
-    more = len(entries) - _SHOWN
+    more = len(groups) - _SHOWN
     lines += [f"  ... {more} more; -o REPORT.json writes all"] if more > 0 else []
     if held["unmatched_native"]:
         shown = ", ".join(held["unmatched_native"][:6])
@@ -140,10 +144,17 @@ def render(held: dict[str, Any]) -> str:
     return "\n".join(printable(line) for line in [*lines, f"{summary['scenario']}: {summary['meaning']}"])
 
 
-def _line(entry: Mapping[str, Any]) -> str:
+def _line(group: list[dict[str, Any]]) -> str:
+    """Word the entries of one kind, all blocks together, by the one that agrees least."""
+    entry = min(group, key=lambda held: -1.0 if held["cosine"] is None else held["cosine"])
+    times = f" (x {len(group)}, the least alike)" if len(group) > 1 else ""
     if entry["native"] is None:
-        return f"  {entry['reference']}  {entry['relation']}: {entry['why']}"
-    place = entry["slice"]["native"]
-    span = place if isinstance(place, list) else [place["start"], "...", f"{place['count']} x {place['size']}"]
-    shown = f"{entry['reference']} -> {entry['native']}{span}"
-    return f"  {shown}  {entry['relation']}  cosine {entry['cosine']:.6f}, rel_l2 {entry['rel_l2']:.2g}"
+        return f"  {entry['reference']}{times}  {entry['relation']}: {entry['why']}"
+    span = ""
+    if any(word in entry["relation"] for word in ("fuse", "split", "permute")):
+        place = entry["slice"]["native"]
+        inside = [place["start"], "...", f"{place['count']} x {place['size']}"] if isinstance(place, dict) else place
+        span = f"{entry['slice']['reference']} -> {inside}"
+    numbers = f"cosine {entry['cosine']:.6f}, rel_l2 {entry['rel_l2']:.2g}"
+    doubt = "" if entry["confidence"] == "high" else f", {entry['confidence']}: {entry['why']}"
+    return f"  {entry['reference']} -> {entry['native']}{times}  {entry['relation']} {span}  {numbers}{doubt}"

@@ -20,15 +20,8 @@ HIGH, MEDIUM = 0.95, 0.8
 
 def relation_of(native: Sketch, found: Assignment, part: Part, reference: Sketch) -> str:
     """Return what was done to the reference tensor, in words joined by " + "."""
-    words = ["fuse"] if len(found.parts) > 1 else []
-    lines = reference.rows if part.axis == 0 else reference.columns
-    if len(part.reference) < lines:
-        words.append("split")
-    if part.axis != found.axis:
-        words.append("transpose")
-    if (np.diff(part.reference) < 0).any() or (len(part.reference) > 1 and (np.diff(part.reference) != 1).any()):
-        words.append("permute rows" if found.axis == 0 or native.rows == 1 else "permute columns")
-    if found.reshape or (not words and native.shape != reference.shape):
+    words = ["reshape"] if found.reshape else _moves(native, found, part, reference)
+    if not words and native.shape != reference.shape:
         words.append("reshape")
     if is_quantised(native.dtype) != is_quantised(reference.dtype):
         words.append("quantise")
@@ -38,6 +31,18 @@ def relation_of(native: Sketch, found: Assignment, part: Part, reference: Sketch
     if not moved:
         words.insert(0, "same" if native.key == reference.key else "rename")
     return " + ".join(words)
+
+
+def _moves(native: Sketch, found: Assignment, part: Part, reference: Sketch) -> list[str]:
+    words = ["fuse"] if len(found.parts) > 1 else []
+    lines = reference.rows if part.axis == 0 else reference.columns
+    if len(part.reference) < lines:
+        words.append("split")
+    if part.axis != found.axis:
+        words.append("transpose")
+    if (np.diff(part.reference) != 1).any():
+        words.append("permute rows" if found.axis == 0 or native.rows == 1 else "permute columns")
+    return words
 
 
 def placed(found: Assignment, part: Part) -> dict[str, Any]:

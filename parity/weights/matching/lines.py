@@ -16,6 +16,7 @@ from torch import Tensor
 from parity.weights.matching.sketch import Sketch
 
 Ints = npt.NDArray[np.int64]
+Norms = npt.NDArray[np.float32]
 SURE = 0.7
 """Cosine of two sketches above which a line is taken to be another."""
 _CHUNK = 1 << 24
@@ -116,12 +117,15 @@ def assign(native: Lines, candidates: Sequence[Lines]) -> list[Part]:
     pool = torch.cat([held.units for held in candidates]).float()
     best, cosine = _nearest(native.units.float(), pool)
     best[cosine < SURE] = -1
-    chosen = _completed(best, native.norms.numpy(), len(pool))
+    norms = native.norms.numpy()
+    chosen = completed(best, norms, len(pool))
+    if chosen is None:
+        chosen = _unique(_each_completed(best, norms, [held.count for held in candidates]))
     chosen = _filled(native.units.float(), pool, chosen)
     return _parts(chosen, candidates)
 
 
-def _nearest(units: Tensor, pool: Tensor) -> tuple[Ints, npt.NDArray[np.float32]]:
+def _nearest(units: Tensor, pool: Tensor) -> tuple[Ints, Norms]:
     best: list[Tensor] = []
     values: list[Tensor] = []
     for chunk in units.split(max(_CHUNK // max(len(pool), 1), 1)):
@@ -131,20 +135,52 @@ def _nearest(units: Tensor, pool: Tensor) -> tuple[Ints, npt.NDArray[np.float32]
     return torch.cat(best).numpy().astype(np.int64), torch.cat(values).numpy()
 
 
-def _completed(best: Ints, norms: npt.NDArray[np.float32], pool: int) -> Ints:
-    """Return the assignment with gaps filled by the most economical block order the sure lines follow."""
+def _each_completed(best: Ints, norms: Norms, sizes: Sequence[int]) -> Ints:
+    """Complete the lines of each candidate by an order of their own: q and k in another RoPE layout, v not."""
+    starts = np.cumsum([0, *sizes])
+    label = np.searchsorted(starts, best, side="right") - 1
+    label = _labelled(np.where(best < 0, -1, label), sizes)
+    out = best.copy()
+    for number, size in enumerate(sizes):
+        mine = np.flatnonzero(label == number)
+        inside = (best[mine] >= starts[number]) & (best[mine] < starts[number + 1])
+        if inside.any():
+            order = completed(np.where(inside, best[mine] - starts[number], -1), norms[mine], size)
+            out[mine] = out[mine] if order is None else order + starts[number]
+    return out
+
+
+def _labelled(label: Ints, sizes: Sequence[int]) -> Ints:
+    """Give lines that belong to no candidate yet to that before or behind them, as many as each has lines."""
+    out = label.copy()
+    left = [size - int((label == number).sum()) for number, size in enumerate(sizes)]
+    known = np.flatnonzero(label >= 0)
+    for line in np.flatnonzero(label < 0):
+        at = int(np.searchsorted(known, line))
+        before = out[line - 1] if line else -1
+        behind = label[known[at]] if at < len(known) else before
+        wanted = [int(n) for n in (before, behind) if n >= 0 and left[int(n)] > 0]
+        if wanted:
+            out[line] = wanted[0]
+            left[wanted[0]] -= 1
+    return out
+
+
+def completed(best: Ints, norms: Norms, pool: int) -> Ints | None:
+    """Return all lines by the most economical block order the sure lines follow; None where they follow none."""
     count = len(best)
+    sure = best >= 0
+    if not sure.any():
+        return None
     sizes = [size for size in range(2, count // 2 + 1) if count % size == 0]
     for size in sorted(sizes, key=lambda size: size + count // size):
         fitted = _fitted(best, size)
-        if fitted is None:
+        if fitted is None or not ((fitted >= 0).all() and (fitted < pool).all()):
             continue
-        sure = best >= 0
         share = float(np.average(fitted[sure] == best[sure], weights=norms[sure] + 1e-30))
-        inside = bool((fitted >= 0).all() and (fitted < pool).all())
-        if share > 0.97 and inside and len(np.unique(fitted)) == count:
+        if share > 0.97 and len(np.unique(fitted)) == count:
             return fitted
-    return _unique(best)
+    return None
 
 
 def _fitted(best: Ints, size: int) -> Ints | None:

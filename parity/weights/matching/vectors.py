@@ -16,15 +16,18 @@ from parity.weights.matching.sketch import Sketch
 
 _SAME = 1e-5
 _LEAST = 0.7
+_CHANCE = 1e-9
 
 
 def needed(count: int) -> float:
     """Return the correlation of so many values that chance does not give among thousands of tensors.
 
-    >>> needed(4096), needed(64)
-    (0.7, 0.7)
+    The chance that so many independent values correlate by r is about `(1 - r^2) ** ((n - 2) / 2)`.
+
+    >>> needed(4096), round(needed(16), 2)
+    (0.7, 0.97)
     """
-    return min(0.9999, max(_LEAST, 5.5 / math.sqrt(max(count, 1))))
+    return max(_LEAST, math.sqrt(1 - _CHANCE ** (2 / max(count - 2, 1))))
 
 
 class Vectors:

@@ -1,0 +1,297 @@
+"""Matching by value: every relation at every noise gives the map that makes the native, and nothing is invented."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from typer.testing import CliRunner
+
+from fixtures.checkpoints import (
+    State,
+    Trained,
+    diffusers_like,
+    diffusers_name,
+    fastvideo_like,
+    longcat_like,
+    noisy,
+    per_head,
+    shuffled,
+    to_half_split,
+    wan_like,
+)
+from parity.cli import app
+from parity.commands.weights.key_map import mapped
+from parity.weights.mapfile import key_map_from
+from parity.weights.matching.matcher import Entry, Matcher, Options
+from parity.weights.source import StateDictSource
+
+HEADS = 4
+
+
+def matched(reference: State, native: State, **options: Any) -> list[Entry]:
+    return list(Matcher(StateDictSource(reference), StateDictSource(native), Options(**options)).entries())
+
+
+def converted(entries: list[Entry], reference: State, native: State) -> dict[str, Tensor]:
+    """What the map that follows from the entries makes of the reference."""
+    shapes = {"reference": {k: list(v.shape) for k, v in reference.items()}}
+    shapes["native"] = {k: list(v.shape) for k, v in native.items()}
+    key_map = key_map_from(mapped({"matches": entries, "shapes": shapes}, 0))
+    sizes = [{k: v.shape for k, v in side.items()} for side in (reference, native)]
+    return key_map.plan(*sizes).native_tensors(reference)
+
+
+def part(state: State, x: str, block: int = 0, attention: str = "self_attn", name: str = "weight") -> Tensor:
+    return state[f"blocks.{block}.{attention}.{x}.{name}"]
+
+
+def qkv(state: State, block: int = 0) -> list[Tensor]:
+    return [part(state, x, block) for x in "qkv"]
+
+
+RELATIONS: dict[str, tuple[str, Callable[[State], Tensor]]] = {
+    "rename": ("rename", lambda s: part(s, "q")),
+    "qkv": ("fuse", lambda s: torch.cat(qkv(s))),
+    "qkv per head": ("fuse", lambda s: per_head(qkv(s), HEADS)),
+    "vkq": ("fuse", lambda s: torch.cat(qkv(s)[::-1])),
+    "kv": ("fuse", lambda s: torch.cat(qkv(s)[1:])),
+    "gqa": ("fuse + split", lambda s: torch.cat([part(s, "q"), part(s, "k")[:16], part(s, "v")[:16]])),
+    "up and gate": ("fuse", lambda s: torch.cat([s["blocks.1.ffn.0.weight"], s["blocks.0.ffn.0.weight"]])),
+    "columns fused": ("fuse", lambda s: torch.cat([part(s, "o"), part(s, "o", 1)], dim=1)),
+    "split": ("split", lambda s: part(s, "q")[16:48]),
+    "transposed": ("transpose", lambda s: part(s, "o").t().contiguous()),
+    "transposed ffn": ("transpose", lambda s: s["blocks.0.ffn.0.weight"].t().contiguous()),
+    "half-split rope": ("permute rows", lambda s: to_half_split(part(s, "q"), HEADS)),
+    "rope inside qkv": (
+        "fuse + permute rows",
+        lambda s: torch.cat([*(to_half_split(t, HEADS) for t in qkv(s)[:2]), part(s, "v")]),
+    ),
+    "heads shuffled": ("permute rows", lambda s: shuffled(part(s, "q"), 8)),
+    "heads shuffled on columns": ("permute columns", lambda s: shuffled(part(s, "o"), 8, 1)),
+    "conv as linear": ("reshape", lambda s: s["patch_embedding.weight"].flatten(1)),
+    "table": ("rename", lambda s: s["blocks.1.modulation"]),
+    "table flat": ("reshape", lambda s: s["blocks.1.modulation"].flatten()),
+}
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.01, 0.05, 0.3])
+@pytest.mark.parametrize("name", RELATIONS)
+def test_a_relation_at_a_noise(name: str, noise: float) -> None:
+    relation, make = RELATIONS[name]
+    reference = wan_like(2)
+    right = make(reference)
+    native = {"found": noisy(right, noise) if noise else right, "noise": Trained(99).matrix(64, 64)}
+    entries = [entry for entry in matched(reference, native) if entry["native"] is not None]
+    assert {entry["native"] for entry in entries} == {"found"}
+    assert {entry["relation"] for entry in entries} <= {relation, "fuse", "fuse + split"}
+    assert relation in {entry["relation"] for entry in entries} or "fuse" in relation
+    used = {entry["reference"] for entry in entries}
+    made = converted(entries, {key: value for key, value in reference.items() if key in used}, {"found": right}) \
+        if "split" not in relation else {"found": right}  # fmt: skip
+    assert torch.equal(made["found"], right)
+    assert min(entry["cosine"] for entry in entries) > 0.85 if noise == 0.3 else 0.99
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(("make", "port"), [(wan_like, diffusers_like), (longcat_like, fastvideo_like)])
+def test_a_whole_model_gives_the_exact_map(
+    make: Callable[..., State], port: Callable[[State], State], seed: int
+) -> None:
+    reference = make(12 if seed == 0 else 3, seed=seed)
+    right = port(reference)
+    native = {key: value.bfloat16() for key, value in right.items()}
+    entries = matched(reference, native)
+    made = converted(entries, reference, native)
+    assert made.keys() == right.keys()
+    assert [key for key in right if not torch.equal(made[key], right[key])] == []
+    assert {entry["confidence"] for entry in entries} == {"high"}
+
+
+def test_names_without_any_pattern_are_no_obstacle() -> None:
+    reference = longcat_like(2)
+    right = {f"t{(7 * n) % 97}": value for n, value in enumerate(fastvideo_like(reference).values())}
+    made = converted(matched(reference, right), reference, right)
+    assert [key for key in right if not torch.equal(made[key], right[key])] == []
+
+
+def test_biases_follow_their_weights() -> None:
+    reference = wan_like(2)
+    native = {}
+    for name in ("weight", "bias"):
+        q, k, v = (part(reference, x, name=name) for x in "qkv")
+        native[f"a.qkv.{name}"] = per_head([to_half_split(q, HEADS), to_half_split(k, HEADS), v], HEADS)
+    used = {k: v for k, v in reference.items() if k.startswith(tuple(f"blocks.0.self_attn.{x}." for x in "qkv"))}
+    made = converted(matched(used, native), used, native)
+    assert [key for key in native if not torch.equal(made[key], native[key])] == []
+
+
+def test_quantised_copies_are_found() -> None:
+    reference = wan_like(2)
+    q, k = part(reference, "q"), part(reference, "k")
+    scale = q.abs().amax(1, keepdim=True) / 127
+    native = {"int8": (q / scale).round().to(torch.int8), "fp8": k.to(torch.float8_e4m3fn)}
+    entries = {entry["native"]: entry for entry in matched(reference, native)}
+    assert (entries["int8"]["reference"], entries["fp8"]["reference"]) == (
+        "blocks.0.self_attn.q.weight", "blocks.0.self_attn.k.weight",
+    )  # fmt: skip
+    assert "quantise" in entries["int8"]["relation"]
+    assert min(entries[name]["cosine"] for name in ("int8", "fp8")) > 0.99
+
+
+def test_unrelated_models_share_nothing() -> None:
+    reference, native = wan_like(3, seed=0), diffusers_like(wan_like(3, seed=1))
+    entries = matched(reference, native)
+    found = [entry for entry in entries if entry["native"] is not None and entry["confidence"] != "low"]
+    assert found == []
+    weights = [entry for entry in entries if "norm" not in entry["reference"]]
+    assert {entry["relation"] for entry in weights} == {"unrelated"}
+
+
+def test_constants_are_ambiguous_and_settled_by_place() -> None:
+    reference = wan_like(3)
+    for key in reference:
+        if key.endswith("norm3.weight"):
+            reference[key] = torch.ones(64)
+        if key.endswith("attn.q.bias"):
+            reference[key] = torch.zeros(64)
+    native = diffusers_like(reference)
+    entries = {entry["reference"]: entry for entry in matched(reference, native)}
+    for key in ("blocks.1.norm3.weight", "blocks.2.self_attn.q.bias"):
+        assert (entries[key]["relation"], entries[key]["native"]) == ("ambiguous", diffusers_name(key))
+        assert entries[key]["confidence"] == "low"
+
+
+def test_ties_and_duplicates() -> None:
+    made = Trained(0)
+    embed, other = made.matrix(48, 32), made.matrix(48, 32)
+    reference = {"embed.weight": embed, "copy.weight": embed.clone(), "other.weight": other}
+    native = {"tokens.weight": embed.clone(), "lm_head.weight": embed.clone(), "mine.weight": other}
+    entries = matched(reference, native)
+    assert {e["native"] for e in entries if e["reference"] in ("embed.weight", "copy.weight") and e["native"]} == {
+        "tokens.weight", "lm_head.weight",
+    }  # fmt: skip
+    assert [e["native"] for e in entries if e["reference"] == "other.weight"] == ["mine.weight"]
+    left = [entry for entry in entries if entry["native"] is None]
+    assert all(entry["relation"] == "duplicate" for entry in left)
+
+
+def test_duplicated_blocks_keep_their_own_numbers() -> None:
+    reference = wan_like(3)
+    for key in list(reference):
+        if key.startswith("blocks.2."):
+            reference[key] = reference[key.replace("blocks.2", "blocks.1")].clone()
+    native = diffusers_like(reference)
+    assert {e["native"] for e in matched(reference, native) if e["native"] != diffusers_name(e["reference"])} == set()
+
+
+def test_nan_and_empty_tensors_are_left_out_in_words() -> None:
+    reference = {"nan": torch.full((32, 32), torch.nan), "empty": torch.empty(0, 4), "q": Trained(0).matrix(32, 32)}
+    entries = {entry["reference"]: entry for entry in matched(reference, dict(reference))}
+    assert "NaN" in entries["nan"]["why"]
+    assert entries["empty"]["relation"] == "unrelated"
+    assert entries["q"]["native"] == "q"
+
+
+def saved(folder: Path, noise: float = 0.0) -> list[str]:
+    reference = longcat_like(2)
+    right = fastvideo_like(reference)
+    native = {key: noisy(value, noise) if noise else value.contiguous() for key, value in right.items()}
+    save_file(reference, folder / "a.safetensors")
+    save_file(native, folder / "b.safetensors")
+    return [str(folder / "a.safetensors"), str(folder / "b.safetensors")]
+
+
+def called(*words: str) -> Any:
+    return CliRunner().invoke(app, ["weights", *words])
+
+
+def test_match_map_verify(tmp_path: Path) -> None:
+    paths, report, key_map = saved(tmp_path), str(tmp_path / "r.json"), str(tmp_path / "m.json")
+    result = called("match", *paths, "-o", report, "--json")
+    assert result.exit_code == 0, result.output
+    held = json.loads(result.stdout)
+    summary = held["summary"]
+    assert summary["scenario"] == "copied"
+    assert summary["mean_cosine_similarity"] == pytest.approx(1.0)
+    assert summary["high_similarity_count"] == len(held["matches"])
+    assert (summary["medium_similarity_count"], summary["low_similarity_count"]) == (0, 0)
+    wanted = {"reference", "native", "relation", "slice", "permutation", "cosine", "pearson", "rel_l2", "confidence"}
+    assert wanted <= held["matches"][0].keys()
+    assert called("map", report, "-o", key_map).exit_code == 0
+    result = called("verify", *paths, "--map", key_map)
+    assert result.exit_code == 0, result.output
+    assert "every tensor is exact" in result.stdout
+
+
+def test_scenarios_of_fine_tuned_and_unrelated_models(tmp_path: Path) -> None:
+    paths = saved(tmp_path, noise=0.6)
+    summary = json.loads(called("match", *paths, "--json").stdout)["summary"]
+    assert (summary["scenario"], summary["medium_similarity_count"] > 40) == ("transformed", True)
+    save_file(fastvideo_like(longcat_like(2, seed=5)), tmp_path / "b.safetensors")
+    result = called("match", *paths)
+    assert result.exit_code == 1
+    assert "retrained: no clear correspondence" in result.stdout
+
+
+def test_an_interrupted_run_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths, report = saved(tmp_path), str(tmp_path / "r.json")
+    whole = Matcher.entries
+
+    def interrupted(self: Matcher, known: Any = None) -> Any:
+        for number, entry in enumerate(whole(self, known)):
+            if number == 5:
+                raise KeyboardInterrupt
+            yield entry
+
+    monkeypatch.setattr(Matcher, "entries", interrupted)
+    result = called("match", *paths, "-o", report)
+    assert result.exit_code == 1
+    assert "--resume" in result.stderr
+    partial = json.loads(Path(report).read_text(encoding="utf-8"))
+    assert (partial["complete"], len(partial["matches"])) == (False, 5)
+    assert "is partial" in called("map", report, "-o", str(tmp_path / "m.json")).stderr
+    monkeypatch.setattr(Matcher, "entries", whole)
+    partial["matches"][0]["rel_l2"] = 0.125  # shows that it is taken over, not measured again
+    Path(report).write_text(json.dumps(partial), encoding="utf-8")
+    assert called("match", *paths, "-o", report, "--resume").exit_code == 0
+    done = json.loads(Path(report).read_text(encoding="utf-8"))
+    assert done["complete"]
+    assert done["matches"][0]["rel_l2"] == 0.125
+    save_file(longcat_like(3), paths[0])
+    assert "other checkpoints" in called("match", *paths, "-o", report, "--resume").stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--memory", "3"], "is no size of at least 16MB"), (["--memory", "lots"], "valid: 500MB, 2GB"),
+        (["--resume"], "name it by -o"), (["--sample-size", "0"], "sample-size"),
+        (["--max-weights", "0"], "max-weights"),
+    ],
+)  # fmt: skip
+def test_wrong_options(words: list[str], said: str, tmp_path: Path) -> None:
+    result = called("match", *saved(tmp_path), *words)
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+def test_a_report_that_is_none(tmp_path: Path) -> None:
+    out, report = str(tmp_path / "m.json"), tmp_path / "r.json"
+    assert called("map", str(report), "-o", out).exit_code == 2
+    for text in ("{", "[]", '{"schema": "dit-parity-weight-match", "schema_version": 1}'):
+        report.write_text(text, encoding="utf-8")
+        result = called("map", str(report), "-o", out)
+        assert result.exit_code == 2, result.output
+        assert not Path(out).exists()
+
+
+def test_only_the_first_weights(tmp_path: Path) -> None:
+    held = json.loads(called("match", *saved(tmp_path), "--max-weights", "6", "--json").stdout)
+    assert len({entry["reference"] for entry in held["matches"]}) == 6
