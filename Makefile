@@ -10,7 +10,7 @@ LOCK = requirements/lock$(shell $(PYTHON) -c 'import sys; print("-py310" if sys.
 PIP = $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup parity test lint third-party bench-shadow method-table findings clean
+.PHONY: help setup parity test lint third-party bench-shadow bench-weights method-table findings clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ third-party: $(READY) ## unpack every third-party source below .third_party/
 
 bench-shadow: $(READY) ## measure time and memory of shadow execution; writes benchmarks/results/shadow.md
 	$(BIN)/python benchmarks/bench_shadow.py $(ARGS)
+
+bench-weights: $(READY) ## measure matching and verifying checkpoints; writes benchmarks/results/weights.md
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_weights.py $(ARGS)
 
 # The scripts below are run where they exist.
 method-table: $(READY) ## make the table of docs/method.md

@@ -122,6 +122,15 @@ def module_role(key: str) -> str:
     return _word(words[-1]) if words and _word(words[-1]) in roles else ""
 
 
+def unnumbered(key: str) -> str:
+    """Return the key with every module's number as `*`.
+
+    >>> unnumbered("blocks.7.ffn.w2.weight")
+    'blocks.*.ffn.w2.weight'
+    """
+    return re.sub(r"(?:(?<=\.)|^)\d+(?=\.)", "*", key)
+
+
 def separator_of(keys: Sequence[str]) -> str:
     """Return what separates the parts of most keys."""
     counts = Counter({sep: sum(sep in key for key in keys) for sep in (".", "/")})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +26,7 @@ from parity.io.outputs import write_out
 from parity.weights.anatomy import anatomy_of
 from parity.weights.compatibility import compatibility
 from parity.weights.mapfile import encoded
-from parity.weights.names import printable
+from parity.weights.names import printable, unnumbered
 from parity.weights.proposal import Proposal, proposed
 
 EPILOG = examples(
@@ -138,7 +137,7 @@ def _mapping(entries: list[dict[str, Any]]) -> list[str]:
     lines = ["proposed: " + ", ".join(f"{count} {level}" for level, count in levels.items())]
     alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for entry in renamed:
-        alike.setdefault(tuple(re.sub(r"\d+", "*", entry[side]) for side in ("reference", "native")), []).append(entry)
+        alike.setdefault((unnumbered(entry["reference"]), unnumbered(entry["native"])), []).append(entry)
     shown = list(alike.values())[: 2 * _SHOWN]
     for entries_of_one in shown:
         entry, times = entries_of_one[0], f" (x {len(entries_of_one)})" if len(entries_of_one) > 1 else ""

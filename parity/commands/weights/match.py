@@ -25,7 +25,7 @@ from parity.io.checkpoints import Checkpoint
 from parity.io.matchreports import read_match_report, write_match_report
 from parity.weights.matching.matcher import Matcher, Options, identity
 from parity.weights.matching.summary import blocks_of, summary_of
-from parity.weights.names import printable
+from parity.weights.names import printable, unnumbered
 
 EPILOG = examples(
     "parity weights match original.safetensors port/ -o report.json",
@@ -127,7 +127,7 @@ def render(held: dict[str, Any]) -> str:
     alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for entry in held["matches"]:
         names = (entry["reference"], str(entry["native"]), entry["relation"])
-        alike.setdefault(tuple(re.sub(r"\d+", "*", name) for name in names), []).append(entry)
+        alike.setdefault(tuple(unnumbered(name) for name in names), []).append(entry)
     groups = list(alike.values())
     lines = [
         f"{held['reference']} -> {held['native']}" + ("" if held["complete"] else "  (partial)"),
