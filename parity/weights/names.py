@@ -6,6 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -98,6 +99,7 @@ def templated(key: str, stacks: Iterable[Stack]) -> tuple[str, int | None]:
     return key, None
 
 
+@lru_cache(maxsize=1 << 14)
 def role_of(key: str) -> tuple[str, ...]:
     """Return what a tensor is in canonical words: `("self", "q", "weight")`; unknown words stay as they are.
 
@@ -108,6 +110,7 @@ def role_of(key: str) -> tuple[str, ...]:
     return tuple(_word(word) for word in words if not word.isdigit() and word not in ("*", "blocks", "layers", "net"))
 
 
+@lru_cache(maxsize=1 << 12)
 def _word(word: str) -> str:
     for name, pattern in (*_ROLES, *_GROUPS):
         if re.fullmatch(pattern, word, re.IGNORECASE):

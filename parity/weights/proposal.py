@@ -100,13 +100,13 @@ def _candidates(left: _Side, right: _Side) -> Iterator[tuple[float, Found]]:
 
 
 def _judged(a: str, shape: torch.Size, b: str, other: torch.Size) -> tuple[float, Found | None]:
-    ours, theirs = (tuple(word for word in role_of(key) if "<" not in word) for key in (a, b))
-    score = difflib.SequenceMatcher(None, ours, theirs).ratio() + difflib.SequenceMatcher(None, a, b).ratio()
-    if ours[-1:] != theirs[-1:] and {*ours[-1:], *theirs[-1:]} <= {"weight", "bias"}:
-        return score, None
     relation = _relation(shape, other)
     if relation is None:
-        return score, None
+        return 0.0, None
+    ours, theirs = (tuple(word for word in role_of(key) if "<" not in word) for key in (a, b))
+    if ours[-1:] != theirs[-1:] and {*ours[-1:], *theirs[-1:]} <= {"weight", "bias"}:
+        return 0.0, None
+    score = difflib.SequenceMatcher(None, ours, theirs).ratio() + difflib.SequenceMatcher(None, a, b).ratio()
     if a == b:
         return score, (((a, b),), relation, "high" if relation == "rename" else "medium", "same name")
     confidence: Confidence = "high" if ours == theirs else "medium" if score > 1.1 else "low"

@@ -57,6 +57,7 @@ class Measurer:
 
     def __init__(self, reference: ElementSource, native: ElementSource, tell: Callable[[int], None]) -> None:
         self._reference, self._native, self._tell = reference, native, tell
+        self._buffers = {id(source): torch.empty(0, dtype=torch.uint8) for source in (reference, native)}
         self._kept: dict[str, tuple[str, Tensor]] = {}
 
     def measure(self, key: str, found: Assignment, part: Part) -> dict[str, float]:
@@ -99,7 +100,10 @@ class Measurer:
 
     def _rows(self, source: ElementSource, key: str, at: Ints) -> Tensor:
         columns = self._length(source, key, 0)
-        values = source.get_elements(key, int(at[0]) * columns, (int(at[-1]) + 1) * columns)
+        needed = len(at) * columns * 8
+        if self._buffers[id(source)].numel() < needed:
+            self._buffers[id(source)] = torch.empty(needed, dtype=torch.uint8)
+        values = source.get_elements(key, int(at[0]) * columns, (int(at[-1]) + 1) * columns, self._buffers[id(source)])
         return _plain(values).view(-1, columns)
 
     def _whole(self, source: ElementSource, key: str) -> Tensor:

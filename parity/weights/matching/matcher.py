@@ -15,7 +15,7 @@ from parity.weights.matching.exact import Measurer
 from parity.weights.matching.lines import Assignment, Part
 from parity.weights.matching.places import Places
 from parity.weights.matching.search import Search
-from parity.weights.matching.sketch import FEW_LINES, Sketch, sketches
+from parity.weights.matching.sketch import FEW_LINES, Sketch, Sketcher
 from parity.weights.matching.vectors import Vectors
 from parity.weights.source import ElementSource
 
@@ -57,6 +57,7 @@ class Matcher:
     ) -> None:
         self._options, self._tell = options, tell
         self._sources = reference, native
+        self._sketchers = [Sketcher(source, lambda count: tell("reading", count)) for source in self._sources]
         self.unmatched_native: list[str] = []
         self._ours: dict[str, Sketch] = {}
         self._theirs: dict[str, Sketch] = {}
@@ -64,7 +65,7 @@ class Matcher:
 
     def entries(self, known: Mapping[str, Entry] | None = None) -> Iterator[Entry]:
         """Yield an entry for each reference tensor and native piece; `known` ones are not measured again."""
-        self._ours, self._theirs = (self._sketched(source) for source in self._sources)
+        self._ours, self._theirs = map(self._sketched, self._sketchers, self._sources)
         places = Places({k: s.shape for k, s in self._ours.items()}, {k: s.shape for k, s in self._theirs.items()})
         self._search(places)
         self._settle(places)
@@ -75,24 +76,44 @@ class Matcher:
         yield from self._left_over()
         self.unmatched_native = [key for key in self._theirs if key not in self._found]
 
-    def _sketched(self, source: ElementSource) -> dict[str, Sketch]:
-        keys = list(source.keys())[: self._options.most]
-        made = sketches(source, keys, self._options.budget // 8, lambda count: self._tell("reading", count))
-        return {sketch.key: sketch for sketch in made}
+    def _sketched(self, sketcher: Sketcher, source: ElementSource) -> dict[str, Sketch]:
+        return {key: sketcher.rows(key) for key in list(source.keys())[: self._options.most]}
 
     def _search(self, places: Places) -> None:
         """Search tensors of many lines first: what is found there says where the small ones belong."""
         usable = [held for held in self._theirs.values() if held.constant is None and held.finite]
         search = Search(self._ours, places, self._options.probes)
         vectors = Vectors(self._ours, places)
-        for held in usable:
-            if held.values is None and (found := search.find(held)) is not None:
-                self._found[held.key] = _Found(found, "values")
+        left = self._look_up(search, [held for held in usable if held.values is None], last=False)
+        if left:
+            self._look_up(search, self._add_columns(search, left), last=True)
         assigned = {key: found.assignment for key, found in self._found.items()}
         for held in usable:
             if held.values is not None and (small := vectors.find(held, assigned)) is not None:
                 self._found[held.key] = _Found(small, "values")
         self._found = {key: self._found[key] for key in self._theirs if key in self._found}
+
+    def _look_up(self, search: Search, natives: Sequence[Sketch], last: bool) -> list[Sketch]:
+        """Look tensors up; returns those that were not found."""
+        left: list[Sketch] = []
+        for held in natives:
+            found = search.find(held, last)
+            if found is None:
+                left.append(held)
+            else:
+                self._found[held.key] = _Found(found, "values")
+        return left
+
+    def _add_columns(self, search: Search, left: Sequence[Sketch]) -> list[Sketch]:
+        """Sketch the columns of what was not found by rows, and of every reference they could come from."""
+        lengths = {size for held in left for size in (held.rows, held.columns)}
+        for key, held in self._ours.items():
+            if held.rows in lengths:
+                self._ours[key] = self._sketchers[0].with_columns(held)
+        search.add(self._ours.values())
+        for held in left:
+            self._theirs[held.key] = self._sketchers[1].with_columns(held)
+        return [self._theirs[held.key] for held in left]
 
     def _settle(self, places: Places) -> None:
         """Place what values cannot tell (constants, gains drowned in noise) by where others of the kind belong."""

@@ -17,8 +17,9 @@ class Places:
 
     def __init__(self, reference: Mapping[str, Sequence[int]], native: Mapping[str, Sequence[int]]) -> None:
         shapes = [{key: torch.Size(shape) for key, shape in side.items()} for side in (reference, native)]
-        self._ours = {key: templated(key, stacks_of(shapes[0])) for key in reference} if reference else {}
-        self._theirs = {key: templated(key, stacks_of(shapes[1])) for key in native} if native else {}
+        stacks = [stacks_of(side) for side in shapes]
+        self._ours = {key: templated(key, stacks[0]) for key in reference}
+        self._theirs = {key: templated(key, stacks[1]) for key in native}
         self._keys = {place: key for key, place in self._ours.items()}
         self._named: dict[str, list[str]] = defaultdict(list)
         for proposal in proposed(shapes[0], shapes[1]):

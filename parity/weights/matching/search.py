@@ -41,18 +41,32 @@ class Search:
         self._pools: dict[int, tuple[Tensor, Tensor]] = {}
         self._learned: dict[str, list[Assignment]] = defaultdict(list)
         self._learned_block: dict[int, int] = {}
-        for held in self._references.values():
+        self._known: set[tuple[str, int]] = set()
+        self.add(self._references.values())
+
+    def add(self, references: Iterable[Sketch]) -> None:
+        """Take in the lines of sketches that were not there before: rows, and later columns."""
+        self._pools.clear()
+        for held in references:
+            if held.values is not None or held.constant is not None or not held.finite:
+                continue
+            self._references[held.key] = held
             for axis in (0, 1):
                 lines = Lines(held, axis)
-                self._by_form[lines.count, lines.length].append((lines, _signature(lines)))
-                self._by_length[lines.length].append(lines)
+                if lines.count and (held.key, axis) not in self._known:
+                    self._known.add((held.key, axis))
+                    self._by_form[lines.count, lines.length].append((lines, _signature(lines)))
+                    self._by_length[lines.length].append(lines)
 
-    def find(self, native: Sketch) -> Assignment | None:
-        """Return where a tensor's lines come from; None where nothing fits."""
+    def find(self, native: Sketch, last: bool = True) -> Assignment | None:
+        """Return where a tensor's lines come from; None where nothing fits.
+
+        `last`: take a faint likeness too, since no columns will be added.
+        """
         found = self._as_elsewhere(native) or self._whole(native)
         if found is None or found.cosine < SURE:
             found = self._by_lines(native) or found
-        if found is None or found.cosine < FAINT:
+        if found is None or found.cosine < (FAINT if last else SURE):
             return None
         if found.cosine >= SURE:
             self._places.learn(native.key, [part.key for part in found.parts])
@@ -74,7 +88,7 @@ class Search:
             parts = [self._moved(part, block - self._learned_block[id(known)]) for part in known.parts]
             good = [part for part in parts if part is not None]
             lines = Lines(native, known.axis)
-            if len(good) == len(parts) and all(self._fits(lines, part) for part in good):
+            if lines.count and len(good) == len(parts) and all(self._fits(lines, part) for part in good):
                 found = judged(lines, good, self._references)
                 if found.cosine >= SURE and self._consistent(lines, good):
                     return found
@@ -120,8 +134,8 @@ class Search:
 
     def _by_lines(self, native: Sketch) -> Assignment | None:
         """Look strong lines up one by one, on both axes; the axis that explains more wins."""
-        tried = [found for axis in (0, 1) if (found := self._along(Lines(native, axis))) is not None]
-        return max(tried, key=lambda found: round(found.cosine * found.covered, 2), default=None)
+        along = [self._along(Lines(native, axis)) for axis in (0, 1) if len(native.lines[axis])]
+        return max(filter(None, along), key=lambda found: round(found.cosine * found.covered, 2), default=None)
 
     def _along(self, native: Lines) -> Assignment | None:
         candidates: list[Lines] = []

@@ -1,4 +1,4 @@
-"""Sketches: every row and every column of every tensor as a few numbers, in one pass over a checkpoint.
+"""Sketches: every row, and where needed every column, of a tensor as a few numbers, in one pass each.
 
 A line (row or column) is centred, multiplied by a fixed random matrix that belongs to its length alone, and made a unit
 vector. Two lines then have about the same cosine as before, whichever tensor, file or axis they come from: a row of a
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ K = 32
 FEW_LINES = 16
 """Tensors of so few rows or columns are kept whole and compared exactly: their sketches would tell too little."""
 _MOST_KEPT = 1 << 22
+_CHUNK = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Sketch:
     Args:
         key, shape, dtype: of the tensor.
         rows, columns: of its matrix, see `matrix_shape`.
-        lines: unit sketches of rows [I, K] and of columns [J, K] in float16; a constant line is zero.
+        lines: unit sketches of rows [I, K] and of columns [J, K] in float16, where they were made; a constant line is
+            zero.
         norms: of the centred lines, as their sketches estimate them. Shapes: [I], [J].
         values: the whole tensor in float32 where it has few lines. Shapes: [I, J].
         constant: the one value all elements have.
@@ -86,65 +88,76 @@ class Projections:
         return self._made[length]
 
 
-def sketches(
-    source: ElementSource, keys: list[str], budget: int, tell: Callable[[int], None] = lambda _: None
-) -> Iterator[Sketch]:
-    """Sketch tensors one after the other, each read once in chunks into the same buffer.
+class Sketcher:
+    """Sketches tensors of a source, each read in chunks into the same buffers.
 
     Args:
         source: what to read.
-        keys: of which tensors.
-        budget: bytes the chunks may take.
         tell: called with the bytes read since the last call.
     """
-    projections = Projections()
-    elements = max(min(budget // 16, 1 << 22), 1 << 12)
-    raw = torch.empty(elements * 8, dtype=torch.uint8)
-    wide = torch.empty(elements)
-    for key in keys:
-        yield _sketch(source, key, projections, raw, wide, tell)
+
+    def __init__(self, source: ElementSource, tell: Callable[[int], None] = lambda _: None) -> None:
+        self._source, self._tell = source, tell
+        self._projections = Projections()
+        self._raw = torch.empty(_CHUNK * 8, dtype=torch.uint8)
+        self._wide = torch.empty(_CHUNK)
+
+    def rows(self, key: str) -> Sketch:
+        """Return the sketch of a tensor's rows, or all its values where it has few lines."""
+        info = self._source.info(key)
+        rows, columns = matrix_shape(tuple(info.shape))
+        whole = rows * columns
+        few = min(rows, columns) <= FEW_LINES and whole <= _MOST_KEPT
+        sums = torch.zeros(0 if few else rows, K + 1)
+        kept = torch.empty(rows, columns) if few else None
+        low, high = math.inf, -math.inf
+        for start, stop, chunk in self._chunks(key, rows, columns):
+            least, most = chunk.aminmax()
+            low, high = _wider(low, high, float(least), float(most))
+            if kept is not None:
+                kept[start:stop] = chunk
+            else:
+                torch.mm(chunk, self._projections.of(columns), out=sums[start:stop])
+        constant = low if low == high and whole else None
+        finite = math.isfinite(low) and math.isfinite(high)
+        units, norms = _units(sums, self._projections.of(0 if few else columns), columns)
+        empty = torch.zeros(0, K, dtype=torch.float16), torch.zeros(0)
+        return Sketch(key, tuple(info.shape), info.dtype, rows, columns, (units, empty[0]), (norms, empty[1]),
+                      kept, constant, finite)  # fmt: skip
+
+    def with_columns(self, sketch: Sketch) -> Sketch:
+        """Return a sketch with that of the columns added; the tensor is read once more."""
+        if sketch.values is not None or len(sketch.lines[1]) or not sketch.finite:
+            return sketch
+        sums = torch.zeros(sketch.columns, K + 1)
+        projection = self._projections.of(sketch.rows)
+        for start, stop, chunk in self._chunks(sketch.key, sketch.rows, sketch.columns):
+            sums.addmm_(chunk.t(), projection[start:stop])
+        units, norms = _units(sums, projection, sketch.rows)
+        return replace(sketch, lines=(sketch.lines[0], units), norms=(sketch.norms[0], norms))
+
+    def _chunks(self, key: str, rows: int, columns: int) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield row ranges in float32; a row that is longer than the buffers gets buffers of its own."""
+        if not rows * columns:
+            return
+        raw, wide = self._raw, self._wide
+        if columns > _CHUNK:
+            raw, wide = torch.empty(columns * 8, dtype=torch.uint8), torch.empty(columns)
+        step = max(wide.numel() // columns, 1)
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            read = self._source.get_elements(key, start * columns, stop * columns, raw)
+            plain = read.abs() if read.is_complex() else read
+            chunk = wide[: plain.numel()].copy_(plain)
+            self._tell(read.numel() * read.element_size())
+            yield start, stop, chunk.view(stop - start, columns)
 
 
-def _sketch(
-    source: ElementSource, key: str, projections: Projections, raw: Tensor, wide: Tensor, tell: Callable[[int], None]
-) -> Sketch:
-    info = source.info(key)
-    rows, columns = matrix_shape(tuple(info.shape))
-    whole = rows * columns
-    small = min(rows, columns) <= FEW_LINES and whole <= _MOST_KEPT
-    sums = torch.zeros(rows, K + 1), torch.zeros(columns, K + 1)
-    kept = torch.empty(rows, columns) if small else None
-    low, high, finite = math.inf, -math.inf, True
-    for start, stop, chunk in _chunks(source, key, rows, columns, raw, wide):
-        tell(chunk.numel() * info.dtype.itemsize)
-        if kept is not None:
-            kept[start:stop] = chunk
-        low, high = min(low, float(chunk.min())), max(high, float(chunk.max()))
-        finite = finite and math.isfinite(low) and math.isfinite(high) and not math.isnan(float(chunk.sum()))
-        torch.mm(chunk, projections.of(columns), out=sums[0][start:stop])
-        sums[1].addmm_(chunk.t(), projections.of(rows)[start:stop])
-    constant = low if low == high and whole else None
-    along, across = _units(sums[0], projections.of(columns), columns), _units(sums[1], projections.of(rows), rows)
-    lines, norms = (along[0], across[0]), (along[1], across[1])
-    return Sketch(key, tuple(info.shape), info.dtype, rows, columns, lines, norms, kept, constant, finite and whole > 0)
-
-
-def _chunks(
-    source: ElementSource, key: str, rows: int, columns: int, raw: Tensor, wide: Tensor
-) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield row ranges in float32; the buffers are grown for a row that is longer than they are."""
-    if not rows * columns:
-        return
-    step = max(wide.numel() // columns, 1)
-    if columns > wide.numel():
-        raw, wide = torch.empty(columns * 8, dtype=torch.uint8), torch.empty(columns)
-    for start in range(0, rows, step):
-        stop = min(start + step, rows)
-        read = source.get_elements(key, start * columns, stop * columns, raw)
-        plain = read.abs() if read.is_complex() else read
-        chunk = wide[: plain.numel()]
-        chunk.copy_(plain)
-        yield start, stop, chunk.view(stop - start, columns)
+def _wider(low: float, high: float, least: float, most: float) -> tuple[float, float]:
+    """Return the range widened; NaN stays NaN."""
+    if math.isnan(least) or math.isnan(low):
+        return math.nan, math.nan
+    return min(low, least), max(high, most)
 
 
 def _units(sums: Tensor, projection: Tensor, length: int) -> tuple[Tensor, Tensor]:
