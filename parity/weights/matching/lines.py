@@ -19,6 +19,8 @@ Ints = npt.NDArray[np.int64]
 Norms = npt.NDArray[np.float32]
 SURE = 0.7
 """Cosine of two sketches above which a line is taken to be another."""
+_FOLLOWED = 0.97
+"""Share of the sure lines, by norm, an order has to explain."""
 _CHUNK = 1 << 24
 
 
@@ -139,7 +141,7 @@ def _each_completed(best: Ints, norms: Norms, sizes: Sequence[int]) -> Ints:
     """Complete the lines of each candidate by an order of their own: q and k in another RoPE layout, v not."""
     starts = np.cumsum([0, *sizes])
     label = np.searchsorted(starts, best, side="right") - 1
-    label = _labelled(np.where(best < 0, -1, label), sizes)
+    label = _labelled(np.where((best < 0) | (norms < np.median(norms)), -1, label), sizes)
     out = best.copy()
     for number, size in enumerate(sizes):
         mine = np.flatnonzero(label == number)
@@ -167,20 +169,30 @@ def _labelled(label: Ints, sizes: Sequence[int]) -> Ints:
 
 
 def completed(best: Ints, norms: Norms, pool: int) -> Ints | None:
-    """Return all lines by the most economical block order the sure lines follow; None where they follow none."""
-    count = len(best)
-    sure = best >= 0
+    """Return all lines by the most economical block order the sure lines follow; None where they follow none.
+
+    Of weak lines noise makes lines of others: where all together follow none, the stronger half decides.
+    """
+    found = _most_followed(best, norms, pool)
+    return _most_followed(np.where(norms >= np.median(norms), best, -1), norms, pool) if found is None else found
+
+
+def _most_followed(best: Ints, norms: Norms, pool: int) -> Ints | None:
+    count, sure = len(best), best >= 0
     if not sure.any():
         return None
+    found: tuple[float, Ints | None] = _FOLLOWED, None
     sizes = [size for size in range(2, count // 2 + 1) if count % size == 0]
     for size in sorted(sizes, key=lambda size: size + count // size):
         fitted = _fitted(best, size)
-        if fitted is None or not ((fitted >= 0).all() and (fitted < pool).all()):
+        if fitted is None or fitted.min() < 0 or fitted.max() >= pool or len(np.unique(fitted)) < count:
             continue
         share = float(np.average(fitted[sure] == best[sure], weights=norms[sure] + 1e-30))
-        if share > 0.97 and len(np.unique(fitted)) == count:
-            return fitted
-    return None
+        if share > found[0]:
+            found = share, fitted
+        if share > 1 - 1e-9:
+            break
+    return found[1]
 
 
 def _fitted(best: Ints, size: int) -> Ints | None:
