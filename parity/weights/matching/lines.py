@@ -231,15 +231,16 @@ def _unique(best: Ints) -> Ints:
 
 
 def _filled(units: Tensor, pool: Tensor, chosen: Ints) -> Ints:
-    """Give lines that are still open the nearest free lines, in order where nothing tells them apart."""
+    """Give lines that are still open the nearest free lines: any where just these are left, else only likely ones."""
     open_lines = np.flatnonzero(chosen < 0)
     free = np.setdiff1d(np.arange(len(pool)), chosen)
     if not len(open_lines) or not len(free) or len(open_lines) * len(free) > _CHUNK:
         return chosen
+    least = -1.5 if len(open_lines) == len(free) else 0.35
     similar = (units[torch.from_numpy(open_lines)] @ pool[torch.from_numpy(free)].t()).numpy()
     for line in np.argsort(-similar.max(axis=1), kind="stable"):
         place = int(similar[line].argmax())
-        if similar[line, place] > -1.0:
+        if similar[line, place] > least:
             chosen[open_lines[line]] = free[place]
             similar[:, place] = -2.0
     return chosen

@@ -160,14 +160,13 @@ class Search:
         return [part for part, found in judged_parts if found.cosine >= 0.5] or parts
 
     def _open(self, native: Lines, parts: list[Part]) -> np.ndarray:
-        """Return the strong lines no part explains."""
+        """Return the lines no part explains: weak ones too, since one fused tensor may be weaker than the others."""
         explained = np.zeros(native.count, dtype=bool)
         for part in parts:
             units = self._references[part.key].lines[part.axis][torch.from_numpy(part.reference)].float()
             cosines = (native.units[torch.from_numpy(part.native)].float() * units).sum(1).numpy()
             explained[part.native[cosines >= 0.5]] = True
-        norms = native.norms.numpy()
-        return np.flatnonzero(~explained & (norms > np.median(norms)))
+        return np.flatnonzero(~explained & (native.norms.numpy() > 0))
 
     def _voted(self, native: Lines, among: np.ndarray) -> list[Lines]:
         """Return the reference tensors that the strongest of some lines are found in, one of each set of equals."""
