@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from parity.weights.source import TensorSource
+from parity.weights.source import TensorSource, computable
 
 
 class Lazily(Mapping[str, Tensor]):
@@ -21,7 +21,7 @@ class Lazily(Mapping[str, Tensor]):
             raise KeyError(key)
         if self._last is None or self._last[0] != key:
             self._last = None  # let go of the last before the next is read
-            self._last = key, self._source.get_tensor(key)
+            self._last = key, computable(self._source.get_tensor(key))
         return self._last[1]
 
     def __iter__(self) -> Iterator[str]:

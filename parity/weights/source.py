@@ -92,6 +92,12 @@ class StateDictSource:
         return self.get_tensor(key).reshape(-1)[start:stop]
 
 
+def computable(value: Tensor) -> Tensor:
+    """Return a tensor one can compute with: packed 4-bit floats as the bytes they lie in, others as they are."""
+    packed = getattr(torch, "float4_e2m1fn_x2", None)
+    return value.view(torch.uint8) if packed is not None and value.dtype == packed else value
+
+
 def shapes_of(source: TensorSource) -> dict[str, torch.Size]:
     """Return the shape of each tensor of a source."""
     return {key: source.info(key).shape for key in source.keys()}  # noqa: SIM118

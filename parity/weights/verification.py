@@ -17,7 +17,7 @@ from parity.weights.keymap import KeyMap
 from parity.weights.lazily import Lazily
 from parity.weights.names import stacks_of, templated
 from parity.weights.piece import Piece, assemble, disassemble
-from parity.weights.source import TensorSource
+from parity.weights.source import TensorSource, computable
 
 EXACT, ROUNDED, FINER, DIFFERENT = "exact", "rounded", "finer", "different"
 _SAMPLE = 1 << 12
@@ -117,7 +117,7 @@ def _compared(
     samples: Samples = {}
     for key in keys:
         pieces = draft.pieces[key]
-        held = native.get_tensor(key)
+        held = computable(native.get_tensor(key))
         value = assemble(pieces, reference, held.shape if pieces[0].reshape else None)
         status, difference = _status(value, held)
         compared.append(Verified(key, tuple(dict.fromkeys(p.reference for p in pieces)), status, difference))
@@ -177,7 +177,7 @@ def _holder(
     for number, (should, does) in enumerate(zip(*sample, strict=True)):
         if should == does:
             continue
-        part = disassemble(draft.pieces[key], native.get_tensor(key), draft.reference_shapes)[number]
+        part = disassemble(draft.pieces[key], computable(native.get_tensor(key)), draft.reference_shapes)[number]
         for other, place in wanted.get(does, ()):
             piece = draft.pieces[other][place]
             if _is(piece, part, reference):

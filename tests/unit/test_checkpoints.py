@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor
+from typer.testing import CliRunner
 
+from parity.cli import app
 from parity.errors import CheckpointError, ParityError, UsageError
 from parity.io.checkpoints import Checkpoint, open_checkpoint
 from parity.io.checkpoints.header import BITS, parse_header
@@ -336,3 +338,11 @@ def test_accepts_what_is_right(held: tuple[bytes, int]) -> None:
     bits = [e for e in json.loads(text).values() if e["dtype"] in ("F4", "F6_E2M3", "F6_E3M2")]
     if not bits:
         parse_header(text, 8 + len(text) + data)
+
+
+def test_packed_floats_are_compared_by_their_bytes(tmp_path: Path) -> None:
+    entry = {"dtype": "F4", "shape": [32, 64], "data_offsets": [0, 1024]}
+    path = raw(tmp_path / "a.safetensors", {"four": entry}, 1024)
+    for command in ("verify", "match"):
+        result = CliRunner().invoke(app, ["weights", command, str(path), str(path)])
+        assert result.exit_code == 0, result.output

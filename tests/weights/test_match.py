@@ -28,6 +28,9 @@ from fixtures.checkpoints import (
 )
 from parity.cli import app
 from parity.commands.weights.key_map import mapped
+from parity.errors import UsageError
+from parity.lora.adapter import LoraAdapter, LoraTarget
+from parity.lora.mapping import map_adapter
 from parity.weights.mapfile import key_map_from
 from parity.weights.matching.matcher import Entry, Matcher, Options
 from parity.weights.source import StateDictSource
@@ -130,6 +133,43 @@ def test_biases_follow_their_weights() -> None:
     used = {k: v for k, v in reference.items() if k.startswith(tuple(f"blocks.0.self_attn.{x}." for x in "qkv"))}
     made = converted(matched(used, native), used, native)
     assert [key for key in native if not torch.equal(made[key], native[key])] == []
+
+
+def test_a_weak_part_of_a_fused_tensor_is_found_too() -> None:
+    reference = wan_like(2)
+    for x, scale in (("q", 6.0), ("v", 0.2)):
+        reference[f"blocks.0.self_attn.{x}.weight"] *= scale
+    used = {f"blocks.0.self_attn.{x}.weight": part(reference, x) for x in "qkv"}
+    native = {"qkv": per_head(qkv(reference), HEADS)}
+    assert torch.equal(converted(matched({**reference}, native)[:3], used, native)["qkv"], native["qkv"])
+
+
+def test_one_map_serves_weights_and_lora() -> None:
+    made, reference = Trained(3), longcat_like(2)
+    native = fastvideo_like(reference)
+    for block in range(2):
+        for x in "qk":
+            key = f"blocks.{block}.self_attn.to_{x}.weight"
+            native[key] = to_half_split(native[key], HEADS)
+    sizes = [{k: v.shape for k, v in side.items()} for side in (reference, native)]
+    named = zip(("reference", "native"), sizes, strict=True)
+    shapes = {side: {k: list(v) for k, v in held.items()} for side, held in named}
+    key_map = key_map_from(mapped({"matches": matched(reference, native), "shapes": shapes}, 0))
+    target = LoraTarget(made.normal(4, 64), made.normal(192, 4), 2.0, "alpha / r")
+    adapter = map_adapter(LoraAdapter("a", {"blocks.1.attn.qkv": target}), key_map, *sizes)
+    changed = dict(reference)
+    changed["blocks.1.attn.qkv.weight"] = reference["blocks.1.attn.qkv.weight"] + 2.0 * target.B @ target.A
+    wanted = key_map.plan(*sizes).native_tensors(changed)
+    for x in "qkv":
+        key = f"blocks.1.self_attn.to_{x}"
+        delta = adapter.targets[key].scaling * adapter.targets[key].B @ adapter.targets[key].A
+        assert torch.allclose(native[f"{key}.weight"] + delta, wanted[f"{key}.weight"], atol=1e-5)
+
+
+def test_what_does_not_fit_the_memory_is_refused_in_words() -> None:
+    state = {"w": torch.zeros(64, 64)}
+    with pytest.raises(UsageError, match=r"matching these needs 0.1GB: give it by --memory 0.1GB"):
+        matched(state, state, budget=1000)
 
 
 def test_quantised_copies_are_found() -> None:

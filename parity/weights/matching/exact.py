@@ -10,7 +10,7 @@ from torch import Tensor
 
 from parity.weights.matching.lines import Assignment, Ints, Part, is_quantised
 from parity.weights.matching.sketch import matrix_shape
-from parity.weights.source import ElementSource
+from parity.weights.source import ElementSource, computable
 
 _CHUNK = 1 << 18
 
@@ -118,4 +118,4 @@ class Measurer:
 
 
 def _plain(values: Tensor) -> Tensor:
-    return values.abs() if values.is_complex() else values
+    return values.abs() if values.is_complex() else computable(values)

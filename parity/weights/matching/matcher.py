@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from parity.errors import UsageError
 from parity.weights.matching.entries import AMBIGUOUS, DUPLICATE, HIGH, MEDIUM, UNRELATED, placed, relation_of
 from parity.weights.matching.exact import Measurer
 from parity.weights.matching.lines import Assignment, Part
 from parity.weights.matching.places import Places
 from parity.weights.matching.search import Search
-from parity.weights.matching.sketch import FEW_LINES, Sketch, Sketcher
+from parity.weights.matching.sketch import FEW_LINES, K, Sketch, Sketcher, matrix_shape
 from parity.weights.matching.vectors import Vectors
 from parity.weights.source import ElementSource
 
@@ -65,6 +66,7 @@ class Matcher:
 
     def entries(self, known: Mapping[str, Entry] | None = None) -> Iterator[Entry]:
         """Yield an entry for each reference tensor and native piece; `known` ones are not measured again."""
+        self._check_budget()
         self._ours, self._theirs = map(self._sketched, self._sketchers, self._sources)
         places = Places({k: s.shape for k, s in self._ours.items()}, {k: s.shape for k, s in self._theirs.items()})
         self._search(places)
@@ -75,6 +77,19 @@ class Matcher:
                 yield self._entry(key, found, part, measurer, known or {})
         yield from self._left_over()
         self.unmatched_native = [key for key in self._theirs if key not in self._found]
+
+    def _check_budget(self) -> None:
+        """Refuse what would not fit: sketches of all rows and columns, and two tensors kept whole."""
+        largest = lines = 0
+        for source in self._sources:
+            for key in list(source.keys())[: self._options.most]:
+                info = source.info(key)
+                rows, columns = matrix_shape(tuple(info.shape))
+                largest, lines = max(largest, rows * columns * info.dtype.itemsize), lines + rows + columns
+        needed = lines * (2 * K + 8) + 2 * largest
+        if needed > self._options.budget:
+            size = f"{math.ceil(needed / 1e8) / 10}GB"
+            raise UsageError(f"matching these needs {size}: give it by --memory {size}, or look at --max-weights N")
 
     def _sketched(self, sketcher: Sketcher, source: ElementSource) -> dict[str, Sketch]:
         return {key: sketcher.rows(key) for key in list(source.keys())[: self._options.most]}

@@ -38,7 +38,7 @@ class Search:
         self._places, self._probes = places, probes
         self._by_form: dict[tuple[int, int], list[tuple[Lines, Tensor]]] = defaultdict(list)
         self._by_length: dict[int, list[Lines]] = defaultdict(list)
-        self._pools: dict[int, tuple[Tensor, Tensor]] = {}
+        self._pools: dict[int, tuple[Tensor, list[Tensor]]] = {}
         self._learned: dict[str, list[Assignment]] = defaultdict(list)
         self._learned_block: dict[int, int] = {}
         self._known: set[tuple[str, int]] = set()
@@ -176,14 +176,8 @@ class Search:
         groups = np.array_split(among, min(self._probes, len(among)))
         norms = native.norms.numpy()
         probes = torch.tensor([int(group[norms[group].argmax()]) for group in groups])
-        pool, whitening = self._pool(native.length)
-        ours = _normal(native.units[probes].float() @ whitening)
-        cosines, places = (ours @ pool.t()).max(dim=1)
-        starts = np.cumsum([0, *(lines.count for lines in held)])
-        votes: Counter[int] = Counter()
-        for cosine, place in zip(cosines.tolist(), places.tolist(), strict=True):
-            if cosine >= SURE:
-                votes[int(np.searchsorted(starts, place, side="right")) - 1] += 1
+        found = self._nearest(native.length, native.units[probes].float())
+        votes = Counter(place for cosine, place in found if cosine >= SURE)
         wanted = [held[number] for number, count in votes.most_common() if count >= 2 or len(groups) < 4]
         return list({id(c): c for c in (self._representative(native.sketch.key, w, held) for w in wanted)}.values())
 
@@ -191,16 +185,33 @@ class Search:
         equal = [h for h in held if h.axis == lines.axis and h.count == lines.count and _equal(h, lines)]
         return self._choose(native, equal)
 
-    def _pool(self, length: int) -> tuple[Tensor, Tensor]:
-        """Return all reference lines of a length, and the matrix that takes out what they all share."""
+    def _nearest(self, length: int, probes: Tensor) -> list[tuple[float, int]]:
+        """Return, for each probe, the cosine of the nearest reference line and the number of its tensor.
+
+        Cosines are taken after what all lines of a length share is damped, tensor by tensor: nothing is copied whole.
+        """
+        whitening, norms = self._whitened(length)
+        ours = _normal(probes @ whitening) @ whitening
+        best, owner = torch.full((len(probes),), -2.0), torch.full((len(probes),), -1)
+        for number, lines in enumerate(self._by_length[length]):
+            cosines = (ours @ lines.units.float().t() / norms[number]).amax(dim=1)
+            owner[cosines > best] = number
+            best = torch.maximum(best, cosines)
+        return list(zip(best.tolist(), owner.tolist(), strict=True))
+
+    def _whitened(self, length: int) -> tuple[Tensor, list[Tensor]]:
+        """Return the matrix that damps what lines of a length share, and the norms of all lines under it."""
         if length not in self._pools:
-            self._pools.clear()  # one length at a time is what memory is planned for
-            units = torch.cat([lines.units for lines in self._by_length[length]]).float()
-            spread = units.t() @ units / max(len(units), 1)
+            held = self._by_length[length]
+            spread = torch.zeros(K, K)
+            for lines in held:
+                spread.addmm_(lines.units.float().t(), lines.units.float())
+            spread /= sum(lines.count for lines in held)
             values, vectors = torch.linalg.eigh(spread.double())
             scale = (values + values.mean()).clamp_min(1e-12).rsqrt()
             whitening = (vectors * scale @ vectors.t()).float()
-            self._pools[length] = _normal(units @ whitening), whitening
+            norms = [(lines.units.float() @ whitening).norm(dim=1).clamp_min(1e-12) for lines in held]
+            self._pools[length] = whitening, norms
         return self._pools[length]
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from parity.weights.source import ElementSource
+from parity.weights.source import ElementSource, computable
 
 K = 32
 """Numbers in the sketch of a line."""
@@ -146,7 +146,7 @@ class Sketcher:
         step = max(wide.numel() // columns, 1)
         for start in range(0, rows, step):
             stop = min(start + step, rows)
-            read = self._source.get_elements(key, start * columns, stop * columns, raw)
+            read = computable(self._source.get_elements(key, start * columns, stop * columns, raw))
             plain = read.abs() if read.is_complex() else read
             chunk = wide[: plain.numel()].copy_(plain)
             self._tell(read.numel() * read.element_size())
