@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -320,6 +322,21 @@ def test_wrong_options(words: list[str], said: str, tmp_path: Path) -> None:
     result = called("match", *saved(tmp_path), *words)
     assert result.exit_code == 2
     assert said in result.stderr
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    report = tmp_path / "r.json"
+    report.write_text("before", encoding="utf-8")
+    paths = saved(tmp_path)
+    monkeypatch.setattr(os, "fsync", full)
+    result = called("match", *paths, "-o", str(report))
+    assert result.exit_code == 2
+    assert "No space left on device; what was there is untouched" in result.stderr
+    assert report.read_text(encoding="utf-8") == "before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors", "r.json"]
 
 
 def test_a_report_that_is_none(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from parity.weights.matching.lines import SURE, Assignment, Lines, Part, assign, consistent, judged
+from parity.weights.matching.assigning import assign
+from parity.weights.matching.lines import SURE, Assignment, Lines, Part, consistent, judged
 from parity.weights.matching.places import Places
 from parity.weights.matching.sketch import K, Sketch
 
