@@ -140,7 +140,7 @@ class Matcher:
                 reference = self._ours[other]
                 same_size = math.prod(reference.shape) == math.prod(held.shape)
                 how = _how(held, reference) if same_size and held.finite and other not in used else None
-                if how is None:
+                if how is None or (how == "place" and not places.corroborated(key, other)):
                     continue
                 self._found[key] = _Found(_whole(held, reference), how)
                 used.add(other)

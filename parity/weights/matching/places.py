@@ -24,14 +24,20 @@ class Places:
         self._named: dict[str, list[str]] = defaultdict(list)
         for proposal in proposed(shapes[0], shapes[1]):
             self._named[proposal.piece.native].append(proposal.piece.reference)
+        self._blocks: set[tuple[int | None, int | None]] = set()
         self._seen: dict[str, Counter[tuple[str, int]]] = defaultdict(Counter)
 
-    def learn(self, native: str, references: Iterable[str]) -> None:
-        """Note that a native tensor was found, by value, to come from these."""
+    def learn(self, native: str, references: Iterable[str], certain: bool = False) -> None:
+        """Note that a native tensor was found, by value, to come from these; `certain` ones tell block from block."""
         template, block = self._theirs[native]
         for key in references:
             other, number = self._ours[key]
+            self._blocks |= {(block, number)} if certain else set()
             self._seen[template][other, (number or 0) - (block or 0)] += 1
+
+    def corroborated(self, native: str, reference: str) -> bool:
+        """Whether tensors of many lines showed that the block of one comes from the block of the other."""
+        return (self._theirs[native][1], self._ours[reference][1]) in self._blocks
 
     def template(self, native: str) -> str:
         """Return the native tensor's template."""

@@ -70,7 +70,7 @@ class Search:
         if found is None or found.cosine < (FAINT if last else SURE):
             return None
         if found.cosine >= SURE:
-            self._places.learn(native.key, [part.key for part in found.parts])
+            self._places.learn(native.key, [part.key for part in found.parts], certain=True)
             self._remember(native.key, found)
         return found
 

@@ -17,6 +17,7 @@ from parity.weights.matching.sketch import Sketch
 _SAME = 1e-5
 _LEAST = 0.7
 _CHANCE = 1e-9
+_ALONE = 0.99
 
 
 def needed(count: int) -> float:
@@ -60,12 +61,22 @@ class Vectors:
             return None
         for values in (native.values, native.values.t()) if native.rows > 1 else (native.values,):
             scores = self._unit_rows(native.values.numel()) @ _unit(values.reshape(1, -1))[0]
-            best = float(scores.max())
-            if best >= needed(native.values.numel()):
-                equal = [keys[int(n)] for n in (scores > best - _SAME).nonzero().flatten()]
+            enough = torch.tensor([self._enough(native, key) for key in keys])
+            best = float(torch.where(scores >= enough, scores, -1.0).max())
+            if best > 0:
+                equal = [keys[int(n)] for n in ((scores > best - _SAME) & (scores >= enough)).nonzero().flatten()]
                 key = self._places.preferred(native.key, equal)
                 return _as_a_whole(native, self._references[key], best, values is not native.values)
         return None
+
+    def _enough(self, native: Sketch, reference: str) -> float:
+        """Return the correlation that proves a match.
+
+        Gains and biases of neighbouring blocks of a trained model correlate by 0.9: where large tensors did not show
+        that the blocks belong together, only near equality counts.
+        """
+        least = needed(self._references[reference].rows * self._references[reference].columns)
+        return least if self._places.corroborated(native.key, reference) else max(least, _ALONE)
 
     def _unit_rows(self, size: int) -> Tensor:
         if size not in self._units:
@@ -132,7 +143,7 @@ class Vectors:
                 windows = _unit(longer.unfold(0, inner, step))
                 scores = windows @ _unit(shorter[:1])[0]
                 place = int(scores.argmax())
-                if float(scores[place]) >= needed(inner):
+                if float(scores[place]) >= max(needed(inner), self._enough(native, key)):
                     yield float(scores[place]), _run(key, starts[place], inner, size < native.columns)
 
 
