@@ -30,7 +30,7 @@ from fixtures.checkpoints import (
 )
 from parity.cli import app
 from parity.commands.weights.key_map import mapped
-from parity.errors import UsageError
+from parity.errors import KeyMapError, UsageError
 from parity.lora.adapter import LoraAdapter, LoraTarget
 from parity.lora.mapping import map_adapter
 from parity.weights.mapfile import key_map_from
@@ -173,6 +173,16 @@ def test_what_does_not_fit_the_memory_is_refused_in_words() -> None:
     state = {"w": torch.zeros(64, 64)}
     with pytest.raises(UsageError, match=r"matching these needs 0.1GB: give it by --memory 0.1GB"):
         matched(state, state, budget=1000)
+
+
+def test_a_padded_tensor_is_said_to_be_one() -> None:
+    made = Trained(5)
+    reference = {"embed.weight": made.matrix(48, 32)}
+    native = {"tokens.weight": torch.cat([reference["embed.weight"], made.matrix(8, 32)])}
+    (entry,) = matched(reference, native)
+    assert (entry["relation"], entry["slice"]["native"]) == ("pad", [0, 48])
+    with pytest.raises(KeyMapError, match=r"'tokens.weight' is \(56, 32\), the map gives \(48, 32\)"):
+        converted([entry], reference, native)
 
 
 def test_quantised_copies_are_found() -> None:

@@ -38,6 +38,8 @@ def _moves(native: Sketch, found: Assignment, part: Part, reference: Sketch) -> 
     lines = reference.rows if part.axis == 0 else reference.columns
     if len(part.reference) < lines:
         words.append("split")
+    if sum(len(other.native) for other in found.parts) < (native.columns if found.axis else native.rows):
+        words.append("pad")
     if part.axis != found.axis:
         words.append("transpose")
     if (np.diff(part.reference) != 1).any():
