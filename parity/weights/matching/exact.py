@@ -61,7 +61,9 @@ class Measurer:
         self._kept: dict[str, tuple[str, Tensor]] = {}
 
     def measure(self, key: str, found: Assignment, part: Part) -> dict[str, float]:
-        """Return the metrics of one part of a native tensor."""
+        """Return the metrics of one part of a native tensor; sums are taken only where values differ."""
+        if all(e.dtype == a.dtype and torch.equal(e, a) for e, a in self._pairs(key, found, part)):
+            return {"cosine": 1.0, "pearson": 1.0, "rel_l2": 0.0}
         moments = Moments()
         scaled = is_quantised(self._native.info(key).dtype) and not is_quantised(self._reference.info(part.key).dtype)
         for expected, actual in self._pairs(key, found, part):
