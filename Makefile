@@ -10,8 +10,8 @@ LOCK = requirements/lock$(shell $(PYTHON) -c 'import sys; print("-py310" if sys.
 PIP = $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup parity test lint third-party bench-shadow bench-stress bench-suite sample two-environments \
-  kill-and-resume method-table findings clean
+.PHONY: help setup parity test lint third-party bench-shadow bench-stress bench-suite bench-lora bench-weights sample \
+  two-environments kill-and-resume method-table findings clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ sample: $(READY) ## make the sample record in reports/sample/
 
 bench-suite: $(READY) ## measure what recording costs and a cached reference saves; writes benchmarks/results/suite.md
 	$(BIN)/python benchmarks/bench_suite.py $(ARGS)
+
+bench-weights: $(READY) ## measure matching and verifying checkpoints; writes benchmarks/results/weights.md
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_weights.py $(ARGS)
 
 # The scripts below are run where they exist.
 method-table: $(READY) ## make the table of docs/method.md

@@ -74,3 +74,7 @@ class ShadowError(ParityError):
 
 class RecordError(ParityError):
     """A record file is unreadable, of another schema, or being written by another run."""
+
+
+class CheckpointError(ParityError):
+    """A checkpoint is damaged, its header lies, or it holds what is not read for safety."""

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from parity.errors import ParityError, RecordError, SourceMissing, UsageError, WrongSource
+from parity.errors import CheckpointError, ParityError, RecordError, SourceMissing, UsageError, WrongSource
 from parity.io.records import as_json
 
-NOT_HERE = (UsageError, SourceMissing, WrongSource, RecordError)
+NOT_HERE = (UsageError, SourceMissing, WrongSource, RecordError, CheckpointError)
 """What the caller or the machine has to change: exit code 2."""
 
 PairsOption = Annotated[

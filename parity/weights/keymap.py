@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from parity.errors import KeyMapError
 from parity.weights.coverage import Draft, problems_of
+from parity.weights.explicit import placed
 from parity.weights.inversion import inverted
 from parity.weights.join import joined
 from parity.weights.mapping import Replacement, resolver
@@ -35,6 +36,7 @@ class KeyMap:
 
     rules: tuple[Rule, ...] = ()
     function: Converter | None = None
+    pieces: tuple[Piece, ...] = ()
 
     @classmethod
     def from_function(cls, fn: Converter, *declared: Rule) -> KeyMap:
@@ -52,13 +54,18 @@ class KeyMap:
         """
         return cls((*declared, mapped(resolver(mapping, chained))))
 
+    @classmethod
+    def from_pieces(cls, pieces: Iterable[Piece], *rules: Rule) -> KeyMap:
+        """Take pieces one by one, as matching by value finds them; the rules are for the other keys."""
+        return cls(rules, pieces=tuple(pieces))
+
     def native_tensors(self, reference: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Map a state dict by keys alone, views where possible; `reshape` needs shapes, see `KeyPlan`.
 
         Raises:
             KeyMapError: a key no rule matches, a native key produced twice or in part.
         """
-        draft = self._draft({key: value.shape for key, value in reference.items()})
+        draft = self.draft({key: value.shape for key, value in reference.items()})
         _raise(problems_of(draft, None, {}))
         if self.function is not None:
             return dict(self.function({k: v for k, v in reference.items() if k not in draft.reference_only}))
@@ -70,7 +77,7 @@ class KeyMap:
         Raises:
             KeyMapError: what is unmatched, produced twice, never produced or mis-shaped, with the nearest names.
         """
-        draft = self._draft(reference)
+        draft = self.draft(reference)
         declared = {k: r.reason for k in native for r in self.rules if r.kind == "native_only" and r.matches(k)}
         _raise(problems_of(draft, native, declared))
         unused = tuple(rule for rule in self.rules if not any(map(rule.matches, (*reference, *native))))
@@ -93,25 +100,32 @@ class KeyMap:
         """
         if self.function is not None:
             raise KeyMapError("a converter function has no inverse; plan(...).reference_tensors(native) goes back")
+        if self.pieces:
+            raise KeyMapError("pieces have no inverse by keys; plan(...).reference_tensors(native) goes back by shapes")
         return KeyMap(tuple(inverted(rule) for rule in self.rules))
 
     def _rule_for(self, key: str) -> Rule | None:
         return next((rule for rule in self.rules if rule.kind != "native_only" and rule.matches(key)), None)
 
-    def _draft(self, shapes: Shapes) -> Draft:
+    def draft(self, shapes: Shapes) -> Draft:
+        """Return what becomes of the reference's tensors before the native's are looked at; nothing is raised."""
         rules = {key: self._rule_for(key) for key in shapes}
         only = {key: rule.reason for key, rule in rules.items() if rule and rule.kind == "reference_only"}
         if self.function is not None:
             pieces = probed(self.function, {key: shape for key, shape in shapes.items() if key not in only})
             used = {piece.reference for parts in pieces.values() for piece in parts}
             return Draft(pieces, only, [key for key in shapes if key not in used and key not in only], {}, shapes)
+        broken: dict[str, str] = {}
+        explicit = placed(self.pieces, shapes, broken)
+        held = {piece.reference for piece in self.pieces}
+        rules = {key: rule for key, rule in rules.items() if key not in held}
         routed: dict[str, list[tuple[Route, str]]] = defaultdict(list)
         for key, rule in rules.items():
             for route in rule.routes(key) if rule else ():
                 routed[route.native].append((route, key))
-        broken: dict[str, str] = {}
         drafted = {native: joined(native, routes, shapes, broken) for native, routes in routed.items()}
-        pieces = {native: parts for native, parts in drafted.items() if parts}
+        broken.update({native: f"{native!r} is produced twice" for native in explicit.keys() & drafted.keys()})
+        pieces = {**explicit, **{native: parts for native, parts in drafted.items() if parts}}
         return Draft(pieces, only, [key for key, rule in rules.items() if rule is None], broken, shapes)
 
 

@@ -37,6 +37,10 @@ def resolver(mapping: Mapping[str, Replacement], chained: bool) -> Callable[[str
 
 
 def _check(pattern: str, replacement: Replacement) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise KeyMapError(f"{pattern!r} is no regular expression: {error}") from error
     named = isinstance(replacement, str | list)
     if not named and not (isinstance(replacement, tuple) and len(replacement) == 3):
         raise KeyMapError(f"{pattern!r} maps to {replacement!r}; valid: name, (name, index, count) or list of names")

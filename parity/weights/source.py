@@ -37,6 +37,14 @@ class TensorSource(Protocol):
         """Return rows `[start, stop)` of dim 0."""
 
 
+@runtime_checkable
+class ElementSource(TensorSource, Protocol):
+    """Tensors of which any run of elements can be read into a reused buffer."""
+
+    def get_elements(self, key: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """Return elements `[start, stop)` in row-major order, in the bytes of `out` where that saves memory."""
+
+
 class StateDictSource:
     """A state dict, or any mapping to tensors, as a `TensorSource`; entries that are no tensors are left out."""
 
@@ -75,6 +83,19 @@ class StateDictSource:
         if not 0 <= start <= stop <= rows:
             raise UsageError(f"rows {start} to {stop} of {key!r}, which has shape {tuple(value.shape)}")
         return value[start:stop]
+
+    def get_elements(self, key: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """Return elements `[start, stop)` in row-major order; a view where the tensor is contiguous.
+
+        Shapes: [stop - start].
+        """
+        return self.get_tensor(key).reshape(-1)[start:stop]
+
+
+def computable(value: Tensor) -> Tensor:
+    """Return a tensor one can compute with: packed 4-bit floats as the bytes they lie in, others as they are."""
+    packed = getattr(torch, "float4_e2m1fn_x2", None)
+    return value.view(torch.uint8) if packed is not None and value.dtype == packed else value
 
 
 def shapes_of(source: TensorSource) -> dict[str, torch.Size]:

@@ -179,7 +179,10 @@ def test_help_has_examples(cli: Cli, command: list[str]) -> None:
 def test_every_command_has_json_and_a_help_line(cli: Cli) -> None:
     commands = cli("--help").stdout.partition("Commands:")[2].partition("Examples:")[0].split("\n")
     named = {line.split()[0]: line.split()[1:] for line in commands if line.strip()}
-    groups = {"lora": ("inspect", "check", "diff", "convert")}
+    groups = {
+        "lora": ("inspect", "check", "diff", "convert"),
+        "weights": ("inspect", "diff", "match", "map", "verify"),
+    }
     assert set(named) == {"run", "compare", "record", "debug-lora", "new", "pairs", "doctor", *groups}
     assert all(words for words in named.values())
     assert all("--json" in cli(name, "--help").stdout for name in set(named) - set(groups))

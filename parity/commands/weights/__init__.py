@@ -1,0 +1,5 @@
+"""`parity weights`: what is in checkpoints, what differs, which tensor is which."""
+
+from parity.commands.weights.app import app
+
+__all__ = ["app"]

@@ -1,0 +1,160 @@
+"""`parity weights match`: which tensor is which, by value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from parity.commands.frame import JsonOption, emit, examples, reported
+from parity.commands.weights.options import (
+    NameOption,
+    NativeArgument,
+    ReferenceArgument,
+    RevisionOption,
+    SubfolderOption,
+    named,
+    opened,
+)
+from parity.commands.weights.progress import Progress
+from parity.errors import UsageError
+from parity.io.checkpoints import Checkpoint
+from parity.io.matchreports import read_match_report, write_match_report
+from parity.weights.matching.matcher import Matcher, Options, identity
+from parity.weights.matching.summary import blocks_of, summary_of
+from parity.weights.names import printable, unnumbered
+
+EPILOG = examples(
+    "parity weights match original.safetensors port/ -o report.json",
+    "parity weights match original.safetensors port/ -o report.json --resume --memory 4GB",
+)
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+_SHOWN = 40
+
+
+def match(
+    reference: ReferenceArgument,
+    native: NativeArgument,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="REPORT.json", help="Write the report, whole or partial.")
+    ] = None,
+    max_weights: Annotated[
+        int | None, typer.Option(min=1, help="Only the first N tensors of each side, for a quick look.")
+    ] = None,
+    sample_size: Annotated[
+        int, typer.Option(min=4, help="Rows or columns of a tensor that are looked up one by one.")
+    ] = 24,
+    memory: Annotated[str, typer.Option(help="What buffers may take: 500MB, 2GB.")] = "2GB",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the report of an interrupted run.")] = False,
+    name: NameOption = None,
+    revision: RevisionOption = None,
+    subfolder: SubfolderOption = None,
+    json_out: JsonOption = False,
+) -> None:
+    """Find which tensor is which by value, whatever the names: renamed, fused, split, transposed, permuted, cast.
+
+    Says "ambiguous" for constants and "unrelated" where nothing fits. Ctrl-C leaves a partial report; --resume goes on.
+    Exits 0 where every reference tensor was found, 1 where one is unrelated or the run was interrupted.
+    """
+    with reported(json_out):
+        one, other = opened([reference, native], revision, subfolder)
+        names = named(name, [reference, native])
+        options = Options(sample_size, _bytes(memory), max_weights)
+        known = _known(out, one, other) if resume else {}
+        size = sum(stored.nbytes for c in (one, other) for stored in c.stored.values())
+        progress = Progress({"reading": size, "measuring": size}, json_out)
+        held, complete = _matched(Matcher(one, other, options, progress.tell), known, _head(one, other, names))
+        if out is not None:
+            write_match_report(out, held)
+        emit(held, render(held), json_out)
+        if not complete and out is not None:
+            typer.echo(f"parity: interrupted; go on with the same command and --resume: {out}", err=True)
+    unrelated = any(entry["relation"] == "unrelated" for entry in held["matches"])
+    raise typer.Exit(int(unrelated or not complete))
+
+
+def _matched(matcher: Matcher, known: Mapping[str, Any], head: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Gather entries until all are there or Ctrl-C is pressed."""
+    entries: list[dict[str, Any]] = []
+    complete = False
+    try:
+        for entry in matcher.entries(known):
+            entries.append(entry)
+        complete = True
+    except KeyboardInterrupt:
+        entries += [entry for key, entry in known.items() if key not in {identity(e) for e in entries}]
+    held = {
+        **head, "complete": complete, "summary": summary_of(entries), "blocks": blocks_of(entries),
+        "matches": entries, "unmatched_native": matcher.unmatched_native if complete else [],
+    }  # fmt: skip
+    return held, complete
+
+
+def _head(one: Checkpoint, other: Checkpoint, names: list[str]) -> dict[str, Any]:
+    shapes = {side: {key: list(held.shape) for key, held in c.stored.items()}
+              for side, c in (("reference", one), ("native", other))}  # fmt: skip
+    identities = {"reference": one.identity(), "native": other.identity()}
+    return {"reference": names[0], "native": names[1], "identities": identities, "shapes": shapes}
+
+
+def _known(out: Path | None, one: Checkpoint, other: Checkpoint) -> dict[str, Any]:
+    if out is None:
+        raise UsageError("--resume goes on with a report: name it by -o REPORT.json")
+    if not out.exists():
+        return {}
+    held = read_match_report(out)
+    if held.get("identities") != {"reference": one.identity(), "native": other.identity()}:
+        raise UsageError(f"{out} is of other checkpoints, or they changed since\nrun without --resume")
+    return {identity(entry): entry for entry in held["matches"] if entry.get("native") is not None}
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)i?B?", text.strip(), re.IGNORECASE)
+    size = int(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
+    if size < 1 << 24:
+        raise UsageError(f"--memory {text!r} is no size of at least 16MB\nvalid: 500MB, 2GB")
+    return size
+
+
+def render(held: dict[str, Any]) -> str:
+    """Return the report in words."""
+    summary = held["summary"]
+    bands = ", ".join(f"{summary[f'{band}_similarity_count']} {band}" for band in ("high", "medium", "low"))
+    relations = ", ".join(f"{count} {name}" for name, count in summary["relations"].items())
+    alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for entry in held["matches"]:
+        names = (entry["reference"], str(entry["native"]), entry["relation"])
+        alike.setdefault(tuple(unnumbered(name) for name in names), []).append(entry)
+    groups = list(alike.values())
+    lines = [
+        f"{held['reference']} -> {held['native']}" + ("" if held["complete"] else "  (partial)"),
+        f"mean cosine {summary['mean_cosine_similarity']:.6f}; similarity: {bands}", f"relations: {relations}",
+        *(f"  {block}: mean cosine {b['mean_cosine']:.6f} over {b['tensors']}"
+          for block, b in list(held["blocks"].items())[:8]),
+        *(_line(group) for group in groups[:_SHOWN]),
+    ]  # fmt: skip
+    more = len(groups) - _SHOWN
+    lines += [f"  ... {more} more; -o REPORT.json writes all"] if more > 0 else []
+    if held["unmatched_native"]:
+        shown = ", ".join(held["unmatched_native"][:6])
+        lines.append(f"native tensors that hold no reference's values: {len(held['unmatched_native'])}: {shown}")
+    return "\n".join(printable(line) for line in [*lines, f"{summary['scenario']}: {summary['meaning']}"])
+
+
+def _line(group: list[dict[str, Any]]) -> str:
+    """Word the entries of one kind, all blocks together, by the one that agrees least."""
+    entry = min(group, key=lambda held: -1.0 if held["cosine"] is None else held["cosine"])
+    times = f" (x {len(group)}, the least alike)" if len(group) > 1 else ""
+    if entry["native"] is None:
+        return f"  {entry['reference']}{times}  {entry['relation']}: {entry['why']}"
+    span = ""
+    if any(word in entry["relation"] for word in ("fuse", "split", "permute")):
+        place = entry["slice"]["native"]
+        inside = [place["start"], "...", f"{place['count']} x {place['size']}"] if isinstance(place, dict) else place
+        span = f"{entry['slice']['reference']} -> {inside}"
+    numbers = f"cosine {entry['cosine']:.6f}, rel_l2 {entry['rel_l2']:.2g}"
+    doubt = "" if entry["confidence"] == "high" else f", {entry['confidence']}: {entry['why']}"
+    return f"  {entry['reference']} -> {entry['native']}{times}  {entry['relation']} {span}  {numbers}{doubt}"

@@ -1,0 +1,22 @@
+"""Files a command writes where its caller asked for them, whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from parity.errors import UsageError
+from parity.io.atomic import write_atomic
+
+
+def write_out(path: str | Path, text: str) -> Path:
+    """Write text to the path a caller named, and nowhere else.
+
+    Raises:
+        UsageError: it cannot be written: no permission, a full disk, a folder of that name.
+    """
+    if Path(path).is_dir():
+        raise UsageError(f"cannot write {path}: it is a folder; name a file")
+    try:
+        return write_atomic(path, text.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}; what was there is untouched") from error

@@ -1,0 +1,106 @@
+"""What a tensor holds where it does not hold what it should: rounding, its transpose, other orders, nothing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from parity.numerics.metrics import bit_equal, cosine, max_abs, rel_l2
+from parity.numerics.streamed import Streamed
+
+_COARSER = {
+    torch.float64: (torch.float32, torch.bfloat16, torch.float16),
+    torch.float32: (torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2),
+    torch.bfloat16: (torch.float8_e4m3fn, torch.float8_e5m2),
+    torch.float16: (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How a tensor differs.
+
+    Args:
+        rel_l2, max_abs, cosine: the distance; NaN where a side holds NaN or no floats.
+        what: the most telling thing known of it, in words.
+        rounded_to: the coarser dtype its values went through, in which it may be stored or not.
+        stored, wanted: dtypes.
+    """
+
+    rel_l2: float
+    max_abs: float
+    cosine: float
+    what: str
+    rounded_to: str | None
+    wanted: str
+    stored: str
+
+
+def difference_of(value: Tensor, held: Tensor) -> Difference:
+    """Say how `held` differs from `value`, which it should be.
+
+    Shapes: both any one shape.
+    """
+    rounded = _rounded_to(value, held)
+    numbers = _numbers(value, held)
+    wanted, stored = str(value.dtype).removeprefix("torch."), str(held.dtype).removeprefix("torch.")
+    return Difference(*numbers, _what(value, held, rounded, numbers), rounded, wanted, stored)
+
+
+def _rounded_to(value: Tensor, held: Tensor) -> str | None:
+    if value.dtype != held.dtype and not (value.is_floating_point() and held.is_floating_point()):
+        return None
+    itself = () if value.dtype == held.dtype else (held.dtype,)
+    for dtype in (*itself, *_COARSER.get(held.dtype, ())):
+        if bit_equal(value.to(dtype).to(held.dtype), held):
+            return str(dtype).removeprefix("torch.")
+    return None
+
+
+def _numbers(value: Tensor, held: Tensor) -> tuple[float, float, float]:
+    if not value.numel() or value.is_complex() or held.is_complex():
+        return math.nan, math.nan, math.nan
+    one, other = (t if t.is_floating_point() and t.element_size() > 1 else t.double() for t in (value, held))
+    pair = Streamed(one, other)
+    return rel_l2(pair), max_abs(pair), cosine(pair)
+
+
+def _what(value: Tensor, held: Tensor, rounded: str | None, numbers: tuple[float, float, float]) -> str:
+    if rounded is not None:
+        return f"its values were rounded to {rounded} on the way"
+    if held.is_floating_point() and bool(held.isnan().any()) and not bool(value.isnan().any()):
+        return f"holds {int(held.isnan().sum())} NaN"
+    if bit_equal(value.to(held.dtype), held):
+        return f"{value.dtype} stored as {held.dtype}".replace("torch.", "")
+    if held.numel() and bool((held == held.reshape(-1)[0]).all()):
+        return f"holds {held.reshape(-1)[0].item():.4g} everywhere: never filled?"
+    return _moved(value.to(held.dtype), held) or f"differs by {numbers[0]:.2g} of its norm"
+
+
+def _moved(value: Tensor, held: Tensor) -> str | None:
+    """Recognise the right values at the wrong places, or scaled."""
+    if value.ndim == 2 and value.shape[0] == value.shape[1] and bit_equal(value.t(), held):
+        return "holds its own transpose"
+    if not value.is_floating_point() or not value.numel():
+        return None
+    if value.ndim and _same_rows(value.reshape(value.shape[0], -1), held.reshape(held.shape[0], -1)):
+        return "holds the right rows in another order"
+    if value.ndim > 1 and _same_rows(value.flatten(1).t(), held.flatten(1).t()):
+        return "holds the right columns in another order"
+    one, other = value.double().reshape(-1), held.double().reshape(-1)
+    scale = float(one.dot(other) / one.dot(one)) if float(one.dot(one)) else math.nan
+    if scale == -1.0:
+        return "has the sign turned"
+    close = math.isfinite(scale) and float((other - scale * one).norm()) < 1e-3 * float(other.norm())
+    return f"is the right tensor times {scale:.4g}" if close and abs(scale - 1) > 1e-2 else None
+
+
+def _same_rows(value: Tensor, held: Tensor) -> bool:
+    """Whether both have the same rows in whatever order. Shapes: [I, J]."""
+    weights = torch.linspace(1.0, 2.0, value.shape[1], dtype=torch.float64)
+    one, other = (t.double() @ weights for t in (value, held))
+    order, order_held = one.argsort(), other.argsort()
+    return torch.equal(one[order], other[order_held]) and torch.equal(value[order], held[order_held])
