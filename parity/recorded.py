@@ -21,9 +21,10 @@ from parity.lora.adapter import LoraAdapter, LoraTarget
 from parity.numerics.metrics import ClassicMetrics
 from parity.pair import Build, ModelPair, in_variant
 from parity.recorder import placed
-from parity.stage import Compiled, DrawOf, Dtypes, LockstepPasses, Nudge, Options
+from parity.stage import Compiled, DrawOf, Dtypes, LockstepPasses, Nudge, Options, T
 
 Propagate = Callable[[DrawOf, Sequence[Sequence[Nudge]]], "list[float] | None"]
+AtWork = Callable[[DrawOf, Callable[[Any], Any]], Any]
 
 
 class OtherDtypes(RecordError):
@@ -48,15 +49,17 @@ class Recorded:
         build: what is built.
         options: how it is run.
         again: propagates errors through the reference, where its model can be loaded again.
+        work: does some work on the reference, loaded again.
 
     Raises:
         RecordError: the recording is incomplete, damaged, or of something else; names the field.
     """
 
     def __init__(
-        self, folder: Path, pair: ModelPair, build: Build, options: Options, again: Propagate | None = None
-    ) -> None:
-        self.folder, self._again, self._device = RecordingFolder(folder), again, build.device
+        self, folder: Path, pair: ModelPair, build: Build, options: Options, again: Propagate | None = None,
+        work: AtWork | None = None,
+    ) -> None:  # fmt: skip
+        self.folder, self._again, self._work, self._device = RecordingFolder(folder), again, work, build.device
         self._manifest = self.folder.manifest()
         self.identity: dict[str, Any] = self._manifest["identity"]
         self._pair, self._build = pair, build
@@ -144,6 +147,10 @@ class Recorded:
     def impacts(self, draw: DrawOf, requests: Sequence[Sequence[Nudge]]) -> list[float] | None:
         """Propagate errors through the reference where its model can be loaded; None where it cannot."""
         return None if self._again is None else self._again(draw, requests)
+
+    def at_work(self, draw: DrawOf, work: Callable[[Any], T]) -> T | None:
+        """Do some work on the reference's model where it can be loaded; None where it cannot."""
+        return None if self._work is None else self._work(draw, work)
 
     def _check_dtypes(self, taps: Sequence[Tap], trace: Trace, native: Dtypes) -> None:
         wanted = coarser(taps, trace, native)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -65,10 +65,8 @@ class Forwards:
         output = self.runner.output
         watched = replace(self.runner, taps=taps, around=within, output=lambda out: seen.output(output(out)))
         self.count += 1
-        try:
+        with suppress(_Enough):
             watched.run(self.inputs, seen, sink=_Nowhere())
-        except _Enough:
-            pass
         return {name: joined(parts, None).low for name, parts in seen.values.items()}
 
 

@@ -8,76 +8,20 @@ grouped by line of code, by function and whole; a greedy search finds sets of th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from parity.diagnose.candidates import Candidate, Target, by_line, candidates
 from parity.diagnose.forwards import Forwards
-from parity.execution.edits import Edit, EditTracer, Kind
-from parity.execution.ops import Op, numbers
-from parity.execution.storage import bits
+from parity.execution.edits import Edit
 
 EXPLAINED = 0.75
 """Ratio of distances below which a variant counts: no benign kernel came below 0.80."""
-_HELPS, _STEP, _STEPS, _FINE = 0.98, 0.9, 6, 2.0**-14
+_HELPS, _STEP, _STEPS = 0.02, 0.9, 6
 _SMALLEST = 32
-
-
-@dataclass(frozen=True)
-class Target:
-    """A tap whose difference is to be explained.
-
-    Args:
-        name: of the tap. attention: whether its segment holds an attention kernel.
-        native: what the native has there, in the reference's layout. valid: mask of what counts, or None.
-        wide: whether the native computes in float64 somewhere in the segment.
-    """
-
-    name: str
-    native: Tensor
-    valid: Tensor | None = None
-    attention: bool = False
-    wide: bool = False
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Edits that belong together.
-
-    Args:
-        kind: what is done to each op. ops: in order. where: what the ops have in common, in words.
-        kernel: the edits are inside an attention kernel, where another choice is no fault.
-    """
-
-    kind: Kind
-    ops: tuple[Op, ...]
-    dtype: torch.dtype
-    kernel: bool = False
-
-    @property
-    def edits(self) -> dict[int, Edit]:
-        """The edits by op number."""
-        return {o.number: Edit(o.number, self.kind, self.dtype) for o in self.ops}
-
-    @property
-    def direction(self) -> int:
-        """+1: the native rounds more; -1: it rounds less."""
-        return -1 if self.kind == "keep" else 1
-
-    def words(self) -> str:
-        """Say what is edited, and where."""
-        names = _listed([f"`{name}`" for name in dict.fromkeys(o.name for o in self.ops if not o.rule.cast)])
-        where = _places(self.ops)
-        low = str(self.dtype).removeprefix("torch.")
-        if self.kind == "keep":
-            into = str(self.ops[0].dtype).removeprefix("torch.")
-            what = f"the rounding of {names}" if names else "the cast"
-            return f"{what} to {into} skipped ({where})"
-        if self.kind == "split":
-            return f"the bias of {names} added in a second op ({where})"
-        return f"{names} {'rounded to' if self.kind == 'round' else 'run in'} {low} ({where})"
 
 
 @dataclass(frozen=True)
@@ -208,9 +152,10 @@ class _Search:
         self.goes_on &= self.ratio > 0.0
 
     def helpful(self) -> list[Candidate]:
-        """Return what brought the reference nearer alone and is not edited yet."""
+        """Return what brought the reference nearer alone, by a share of what is left now, and is not edited yet."""
         held = set().union(*(c.edits for c in self.chosen))
-        return [c for c in self.pool if self.alone.get(id(c), 1.0) < _HELPS and not set(c.edits) <= held]
+        least = _HELPS * self.ratio**2
+        return [c for c in self.pool if 1.0 - self.alone.get(id(c), 1.0) ** 2 > least and not set(c.edits) <= held]
 
     def result(self) -> Nearest:
         """Return what was found."""
@@ -271,7 +216,7 @@ def _apart(one: tuple[_Search, Chosen], other: tuple[_Search, Chosen]) -> bool:
 def _prune(forwards: Forwards, searches: Sequence[_Search]) -> None:
     """Drop edits that do nothing: by line of code, as long as the ratio stays."""
     for search in searches:
-        search.chosen = tuple(part for c in search.chosen for part in _lines(c))
+        search.chosen = tuple(part for c in search.chosen for part in by_line(c))
         search.goes_on = True
     for position in range(max((len(s.chosen) for s in searches), default=0) - 1, -1, -1):
         jobs = [
@@ -285,76 +230,4 @@ def _prune(forwards: Forwards, searches: Sequence[_Search]) -> None:
                 search.ratio, search.chosen = found[0]
 
 
-# --- candidates -------------------------------------------------------------------------------------------------------
-
-
-def candidates(target: Target, trace: EditTracer, relative: float) -> Iterator[Candidate]:
-    """List what could be edited in a target's segment, narrow groups first."""
-    ops = trace.trace.of(target.name)
-    inside = attention_interior(ops) if target.attention else 0
-    seen: set[tuple[Kind, int]] = set()
-    for kind in ("low", "round", "keep", "split"):
-        able = [o for o in ops if kind in trace.possible.get(o.number, ()) and _sensible(o, kind, target, relative)]
-        for group in _groups(able, kind):
-            key = (kind, sum(o.bit for o in group))
-            if key not in seen:
-                seen.add(key)
-                kernel = all(o.bit & inside for o in group)
-                yield Candidate(kind, tuple(group), _dtype_of(group[0], kind, trace.low), kernel)
-
-
-def _dtype_of(op: Op, kind: Kind, low: torch.dtype) -> torch.dtype:
-    return torch.float32 if kind in ("round", "low") and op.dtype == torch.float64 else low
-
-
-def _sensible(op: Op, kind: Kind, target: Target, relative: float) -> bool:
-    """Say whether an edit could be of the size of the difference, and of a dtype somebody computes in."""
-    if kind == "keep":
-        return bits(op.dtype) <= 11 and relative > _FINE or (op.dtype == torch.float32 and target.wide)
-    return relative > _FINE or op.dtype == torch.float64
-
-
-def _groups(ops: Sequence[Op], kind: Kind) -> Iterator[list[Op]]:
-    """Group ops: of one name on one line, on one line, in one function, all of them."""
-    keys = [lambda o: (o.source, o.name), lambda o: o.source, lambda o: (o.source.file, o.source.function), lambda o: 0]
-    for number, key in enumerate(keys if kind in ("low", "keep") else keys[:1]):
-        groups: dict[object, list[Op]] = {}
-        for op in ops:
-            groups.setdefault((key(op), op.dtype), []).append(op)
-        yield from groups.values()
-        if number == 0 and kind == "low":
-            continue
-
-
-def attention_interior(ops: Sequence[Op]) -> int:
-    """Return the ops between two batched matmuls that feed each other, and fused kernels: an attention kernel's own."""
-    products = [o for o in ops if o.name in ("bmm", "baddbmm")]
-    fused = sum(o.bit for o in ops if o.name.startswith("_scaled_dot_product"))
-    inside = fused
-    for last in products:
-        for first in products:
-            if last.inputs & first.bit:
-                inside |= sum(o.bit for o in ops if o.bit & (last.inputs | last.bit) and o.inputs & first.bit)
-                inside |= first.bit
-                inside &= ~last.bit
-    return inside
-
-
-def _lines(candidate: Candidate) -> list[Candidate]:
-    """Split a candidate by line of code."""
-    lines: dict[object, list[Op]] = {}
-    for op in candidate.ops:
-        lines.setdefault(op.source, []).append(op)
-    return [Candidate(candidate.kind, tuple(ops), candidate.dtype, candidate.kernel) for ops in lines.values()]
-
-
-def _places(ops: Sequence[Op]) -> str:
-    return _listed(list(dict.fromkeys(str(o.source) for o in ops)))
-
-
-def _listed(parts: Sequence[str], most: int = 3) -> str:
-    more = f" and {len(parts) - most} more" if len(parts) > most else ""
-    return ", ".join(parts[:most]) + more
-
-
-__all__ = ["EXPLAINED", "Candidate", "Nearest", "Target", "attention_interior", "candidates", "nearest_variants", "numbers"]
+__all__ = ["EXPLAINED", "Candidate", "Nearest", "Target", "nearest_variants"]

@@ -1,4 +1,4 @@
-"""Precision edits: one op of a forward rounds where it did not, or does not round where it did; nothing else changes."""
+"""Precision edits: one op of a forward rounds where it did not, or does not where it did; nothing else changes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ Kind = Literal["round", "low", "keep", "split"]
 """round: the output is rounded. low: the op runs in the lower dtype. keep: its output is not rounded before the next op
 reads it. split: a bias is added in a second op."""
 
+KINDS: tuple[Kind, ...] = ("low", "round", "keep", "split")
 _WIDER = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.float32: torch.float64}
 _BIASED = frozenset({"addmm", "convolution"})
 _WHOLE_KERNELS = ("_scaled_dot_product", "_flash_attention", "_efficient_attention")
@@ -61,13 +62,13 @@ class EditedForward(OpNumbers):
         return out
 
     def _carry(self, rule: Rule, func: Any, args: Any, kwargs: Any, out: Any) -> Tensor | None:
-        """Compute an op from the unrounded values of its inputs: views hand them on, all else rounds its output."""
+        """Compute an op from the unrounded values of its inputs: moving them hands them on, all else rounds."""
+        moves = rule.view or (rule.moves and not rule.cast)
         high = _tensors(_run(func, self._lifted(args, rule.view), self._lifted(kwargs, rule.view), rule))
         for o, h in zip(_tensors(out), high, strict=False):
-            if rule.view:
-                if h.dtype != o.dtype:
-                    self._kept[o] = h
-            elif is_float(o) and h.shape == o.shape:
+            if moves and h.dtype != o.dtype:
+                self._kept[o] = h
+            if not rule.view and is_float(o) and h.shape == o.shape:
                 o.copy_(h)
         return high[0] if high else None
 
@@ -85,9 +86,7 @@ class EditedForward(OpNumbers):
 
         return _pytree.tree_map(lift, held)
 
-    def _edit(
-        self, edit: Edit, rule: Rule, func: Any, args: Any, kwargs: Any, out: Any, high: Tensor | None
-    ) -> None:
+    def _edit(self, edit: Edit, rule: Rule, func: Any, args: Any, kwargs: Any, out: Any, high: Tensor | None) -> None:
         target = next((t for t in _tensors(out) if is_float(t)), None)
         if target is None:
             return
@@ -108,7 +107,7 @@ def _tensors(held: Any) -> list[Tensor]:
 
 
 def _first(held: Any) -> Tensor:
-    return held if isinstance(held, Tensor) else _tensors(held)[0]
+    return next(iter(_tensors(held)))
 
 
 def _run(func: Any, args: Any, kwargs: Any, rule: Rule) -> Any:
@@ -144,7 +143,8 @@ def unrounded(rule: Rule, func: Any, args: Any, kwargs: Any) -> Tensor | None:
 def split_bias(rule: Rule, args: Any, kwargs: Any, func: Any) -> Tensor:
     """Compute a matmul or convolution and add its bias in a second op."""
     if rule.short == "addmm":
-        return torch.mm(args[1], args[2]) + args[0]
+        product: Tensor = torch.mm(args[1], args[2])
+        return product + args[0]
     bias = args[2]
     plain: Tensor = func(args[0], args[1], None, *args[3:], **kwargs)
     return plain + bias.view(1, -1, *[1] * (plain.dim() - 2))
@@ -164,6 +164,7 @@ class EditTracer(OpTracer):
         super().__init__()
         self.low = low
         self.possible: dict[int, frozenset[Kind]] = {}
+        self._keepable = 0
 
     def look(self, number: int, rule: Rule, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
         """Note what could be edited at an op."""
@@ -178,8 +179,10 @@ class EditTracer(OpTracer):
         if rule.writes:
             kinds &= {"round"}
         elif not rule.short.startswith(_WHOLE_KERNELS):
-            if self._rounds(rule, func, args, kwargs, out):
+            # Behind what could be kept an op rounds, whether or not it rounds what it is given now.
+            if self._rounds(rule, func, args, kwargs, out) or (self.trace.ops[number].inputs & self._keepable):
                 kinds.add("keep")
+                self._keepable |= 1 << number
             if rule.short in _BIASED and bits(out.dtype) <= bits(self.low) and _bias_of(rule, args) is not None:
                 kinds.add("split")
         self.possible[number] = frozenset(kinds)

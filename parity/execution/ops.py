@@ -103,7 +103,7 @@ class OpNumbers(TorchDispatchMode):
     """Number the ops of a forward; every pass of a deterministic model numbers them the same."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     def __enter__(self) -> Any:
