@@ -259,6 +259,7 @@ class Engine:
             "compiled": {side: {**c.metrics.as_dict(), "excess": c.excess} for side, c in found.compiled.items()},
             "compiled_apart": _compiled_apart(found),
             "finer_weights": found.stored,
+            "nearest_missing": found.unexplained,
             "peak_memory_bytes": found.peak_memory,
             "seconds": found.seconds,
         }

@@ -78,12 +78,12 @@ def candidates(target: Target, trace: EditTracer, relative: float) -> Iterator[C
     seen: set[tuple[Kind, int]] = set()
     for kind in KINDS:
         able = [o for o in ops if kind in trace.possible.get(o.number, ()) and _sensible(o, kind, target, relative)]
-        for group in _groups(able, kind):
-            key = (kind, sum(o.bit for o in group))
-            if key not in seen:
-                seen.add(key)
-                kernel = all(o.bit & inside for o in group)
-                yield Candidate(kind, tuple(group), _dtype_of(group[0], kind, trace.low), kernel)
+        for kernel in (False, True):
+            for group in _groups([o for o in able if bool(o.bit & inside) is kernel], kind):
+                key = (kind, sum(o.bit for o in group))
+                if key not in seen:
+                    seen.add(key)
+                    yield Candidate(kind, tuple(group), _dtype_of(group[0], kind, trace.low), kernel)
 
 
 def _dtype_of(op: Op, kind: Kind, low: torch.dtype) -> torch.dtype:

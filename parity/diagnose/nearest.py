@@ -16,6 +16,7 @@ from torch import Tensor
 
 from parity.diagnose.candidates import Candidate, Target, by_line, candidates
 from parity.diagnose.forwards import Forwards
+from parity.errors import ModelFailed
 from parity.execution.edits import Edit
 
 EXPLAINED = 0.75
@@ -81,14 +82,14 @@ def nearest_variants(forwards: Forwards, targets: Sequence[Target], low: torch.d
     for search in searches:
         search.cone = trace.trace.cones.get(search.target.name, 0)
         search.pool = list(candidates(search.target, trace, search.relative))
-    _evaluate(forwards, searches, [(s, (c,)) for s in searches for c in s.pool])
+    _evaluate(forwards, [(s, (c,)) for s in searches for c in s.pool])
     for search in searches:
         search.take_best()
     for _ in range(_STEPS):
         jobs = [(s, (*s.chosen, c)) for s in searches if s.goes_on for c in s.helpful()]
         if not jobs:
             break
-        _evaluate(forwards, searches, jobs)
+        _evaluate(forwards, jobs)
         for search in searches:
             search.take_best()
     _prune(forwards, searches)
@@ -129,6 +130,11 @@ class _Search:
 
     def _norm(self, difference: Tensor) -> float:
         return float(torch.where(self._finite, difference, 0.0).norm())
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether a set seen in this round has every bit of the native: narrow sets are tried first."""
+        return any(ratio == 0.0 for ratio, _ in self.found)
 
     def see(self, chosen: Chosen, value: Tensor) -> None:
         """Take the value the tap has with edits."""
@@ -181,10 +187,10 @@ def _union(chosen: Chosen) -> dict[int, Edit]:
     return edits
 
 
-def _evaluate(forwards: Forwards, searches: Sequence[_Search], jobs: Sequence[tuple[_Search, Chosen]]) -> None:
+def _evaluate(forwards: Forwards, jobs: Sequence[tuple[_Search, Chosen]]) -> None:
     """Run every job; jobs of segments that do not influence each other share a forward."""
-    left = [(s, chosen) for s, chosen in jobs]
-    while left:
+    left = list(jobs)
+    while left := [job for job in left if not job[0].is_exact]:
         batch: list[tuple[_Search, Chosen]] = []
         for job in left:
             if all(_apart(job, other) for other in batch):
@@ -196,10 +202,10 @@ def _evaluate(forwards: Forwards, searches: Sequence[_Search], jobs: Sequence[tu
             edits.update(_union(chosen))
         try:
             values = forwards.edited(edits, [s.target.name for s, _ in batch])
-        except Exception:  # an op that does not run in that dtype: the variant does not exist
+        except ModelFailed:  # an op that does not run in that dtype: the variant does not exist
             if len(batch) > 1:
                 for job in batch:
-                    _evaluate(forwards, searches, [job])
+                    _evaluate(forwards, [job])
             continue
         for search, chosen in batch:
             search.see(chosen, values[search.target.name])
@@ -223,7 +229,7 @@ def _prune(forwards: Forwards, searches: Sequence[_Search]) -> None:
             (s, s.chosen[:position] + s.chosen[position + 1 :])
             for s in searches if position < len(s.chosen) and len(s.chosen) > 1
         ]  # fmt: skip
-        _evaluate(forwards, searches, jobs)
+        _evaluate(forwards, jobs)
         for search in searches:
             found, search.found = search.found, []
             if found and found[0][0] <= search.ratio * 1.05:

@@ -143,11 +143,9 @@ def unrounded(rule: Rule, func: Any, args: Any, kwargs: Any) -> Tensor | None:
 def split_bias(rule: Rule, args: Any, kwargs: Any, func: Any) -> Tensor:
     """Compute a matmul or convolution and add its bias in a second op."""
     if rule.short == "addmm":
-        product: Tensor = torch.mm(args[1], args[2])
-        return product + args[0]
-    bias = args[2]
+        return torch.add(torch.mm(args[1], args[2]), args[0])
     plain: Tensor = func(args[0], args[1], None, *args[3:], **kwargs)
-    return plain + bias.view(1, -1, *[1] * (plain.dim() - 2))
+    return torch.add(plain, args[2].view(1, -1, *[1] * (plain.dim() - 2)))
 
 
 class EditTracer(OpTracer):
