@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from parity.diagnose.nearest import Nearest
-from parity.diagnose.precision import Explained, explain_precision
+from parity.diagnose.explain import Explained, explain, native_ops
+from parity.diagnose.places import SideOps
 from parity.draws import Draw
 from parity.errors import LoraError, ShadowError, TapError
 from parity.execution.passes import OUTPUT
@@ -51,10 +51,7 @@ class StateResult:
     """Per compiled side, its output compiled against eager."""
     dtypes: dict[str, tuple[Mapping[str, int], Mapping[str, int]]] = field(default_factory=dict)
     """Per tap, in which dtypes each side ran the ops of the segment that ends there."""
-    nearest: dict[str, Nearest] = field(default_factory=dict)
-    """Per tap whose rounding was to be explained, the nearest variant of the reference."""
-    unexplained: str = ""
-    """Why the nearest variants were not to be had; "" where they were."""
+    explained: Explained = field(default_factory=Explained)
 
     @property
     def first_different(self) -> str | None:
@@ -97,12 +94,13 @@ def _run_state(
         facts = [_facts(t, session) for t in session.taps if t.reference and t.native]
         judged = judge(facts, [d.evidence for d in draws], limits)
         stored = session.finer_weights(lora)
+        native = None if session.recorded is None else native_ops(draws[0], judged)
         if session.recorded is None:
             explained = _explained(session, judged, facts, draws[0], limits, options)
     if session.recorded is not None:  # the reference's model may be loaded for it, where the native's is now
-        explained = _explained(session, judged, facts, draws[0], limits, options)
+        explained = _explained(session, judged, facts, draws[0], limits, options, native)
     result = _result(lora, judged, facts, draws, limits, stored)
-    result.nearest, result.unexplained = explained.nearest, explained.missing
+    result.explained = explained
     return result
 
 
@@ -143,12 +141,12 @@ def _facts(tap: Tap, session: JudgedSession) -> TapFacts:
 
 def _explained(
     session: JudgedSession, judged: dict[str, Judged], facts: Sequence[TapFacts], draw: Draw, limits: Limits,
-    options: Options,
+    options: Options, native: SideOps | None = None,
 ) -> Explained:  # fmt: skip
-    """Explain differences of precision, which may decide what was undecided, then settle what is felt."""
+    """Explain differences, which may decide what was undecided, then settle what is felt."""
     started = time.perf_counter()
-    explained = explain_precision(draw, judged, limits)
-    draw.seconds["nearest"] = time.perf_counter() - started
+    explained = explain(draw, judged, limits, native)
+    draw.seconds["explained"] = time.perf_counter() - started
     settle_impacts(session, judged, facts, draw, limits, options)
     return explained
 

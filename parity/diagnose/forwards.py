@@ -17,7 +17,7 @@ from parity.execution.tap import SAME, Inputs, Tap
 from parity.execution.trace import TapValue, Trace, joined, same_bits
 
 
-class _Enough(BaseException):
+class Enough(BaseException):
     """The last wanted tap was reached: the rest of the forward is not needed."""
 
 
@@ -65,8 +65,8 @@ class Forwards:
         output = self.runner.output
         watched = replace(self.runner, taps=taps, around=within, output=lambda out: seen.output(output(out)))
         self.count += 1
-        with suppress(_Enough):
-            watched.run(self.inputs, seen, sink=_Nowhere())
+        with suppress(Enough):
+            watched.run(self.inputs, seen, sink=Nowhere())
         return {name: joined(parts, None).low for name, parts in seen.values.items()}
 
 
@@ -103,7 +103,7 @@ class _Restarts:
         """Take the final output."""
         self.mode.reached(OUTPUT, out)
         self._keep(OUTPUT, out)
-        raise _Enough
+        raise Enough
 
     def _keep(self, name: str, value: Tensor) -> None:
         if name in self.wanted:
@@ -114,7 +114,7 @@ class _Restarts:
             return
         self._left[name] = number + 1
         if all(seen >= max(1, len(self.of.base.values[n].parts)) for n, seen in self._left.items()):
-            raise _Enough
+            raise Enough
 
 
 def _part(value: TapValue, number: int) -> Tensor:
@@ -134,7 +134,7 @@ def _as_laid_out(new: Tensor, like: Tensor) -> Tensor:
         return new.clone()
 
 
-class _Nowhere:
+class Nowhere:
     """A sink that keeps nothing."""
 
     def put(self, name: str, low: Tensor, high: Tensor | None) -> None:

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from parity.execution.memory import leaves
@@ -35,12 +35,21 @@ class SourceLine:
         return f"{'/'.join(PurePath(self.file).parts[-2:])}:{self.line}"
 
 
-def source_line() -> SourceLine:
-    """Return the line of the model that runs now: the innermost frame outside torch and this package."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and any(part in frame.f_code.co_filename for part in _NOT_MODELS):
+def source_line() -> tuple[SourceLine, int]:
+    """Return the line of the model that runs now, and the `id` of the innermost module whose method runs (0: none).
+
+    The line is that of the innermost frame outside torch and this package.
+    """
+    frame: Any = sys._getframe(1)
+    found, module = None, 0
+    while frame is not None and not (found and module):
+        code = frame.f_code
+        if not module and code.co_varnames[:1] == ("self",) and isinstance(held := frame.f_locals["self"], nn.Module):
+            module = id(held)
+        if found is None and not any(part in code.co_filename for part in _NOT_MODELS):
+            found = SourceLine(code.co_filename, frame.f_lineno, code.co_qualname)
         frame = frame.f_back
-    return SourceLine(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_qualname)
+    return found or SourceLine("unknown", 0, ""), module
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ class Op:
         source: the line of the model. after: the tap reached last before it.
         inputs: bits of the ops it depends on, back to the last values that lockstep replaced.
         rule: what the schema says.
-        into: for a cast, the dtype it starts from.
+        module: `id` of the innermost module that ran it.
     """
 
     number: int
@@ -62,7 +71,7 @@ class Op:
     after: str
     inputs: int
     rule: Rule
-    into: torch.dtype | None = None
+    module: int = 0
 
     @property
     def bit(self) -> int:
@@ -127,40 +136,80 @@ class OpNumbers(TorchDispatchMode):
         """Note that the forward goes on from this value, which lockstep sets."""
 
 
-class OpTracer(OpNumbers):
-    """Trace the ops of a forward.
+class OpLog:
+    """Keeps the ops of a forward, and from which of them each tensor comes.
 
     Attributes:
         trace: what was seen.
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self.trace = OpTrace()
         self._made: dict[int, int] = {}
         self._after = ""
 
-    def op(self, number: int, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run one op and note what it is made of."""
-        rule = rule_of(func)
-        tensors = [a for a in leaves((args, kwargs)) if isinstance(a, Tensor)]
+    def before(self, args: Any, kwargs: Any) -> int:
+        """Return the bits of the ops an op's inputs come from."""
         inputs = 0
-        for t in tensors:
-            inputs |= self._made.get(_memory(t), 0)
-        out = func(*args, **kwargs)
+        for t in leaves((args, kwargs)):
+            if isinstance(t, Tensor):
+                inputs |= self.made_by(t)
+        return inputs
+
+    def made_by(self, tensor: Tensor) -> int:
+        """Return the bits of the ops a tensor comes from, back to the last values that lockstep replaced."""
+        return self._made.get(memory_of(tensor), 0)
+
+    def is_data(self, tensor: Tensor) -> bool:
+        """Say whether a tensor was made in the forward or set by lockstep: no weight, constant or input."""
+        return memory_of(tensor) in self._made
+
+    def note(
+        self, number: int, rule: Rule, inputs: int, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+    ) -> Tensor | None:
+        """Note an op that has run; return its first float output, None for views and where there is none."""
         outs = [o for o in ([out] if isinstance(out, Tensor) else leaves(out)) if isinstance(o, Tensor)]
         outs += [args[i] for i in rule.writes if isinstance(i, int) and i < len(args) and isinstance(args[i], Tensor)]
         if rule.view or not outs:
-            return out
+            return None
         floats = [o for o in outs if is_float(o)]
-        if floats and not rule.short.startswith(("empty", "new_empty")):
-            start = tensors[0].dtype if rule.cast and tensors else None
-            self.trace.ops[number] = Op(
-                number, rule.short, floats[0].dtype, source_line(), self._after, inputs, rule, start
-            )
-            self.look(number, rule, func, args, kwargs, floats[0])
         for o in outs:
-            self._made[_memory(o)] = inputs | (1 << number) if floats else inputs
+            self._made[memory_of(o)] = inputs | (1 << number) if floats else inputs
+        if not floats or rule.short.startswith(("empty", "new_empty")):
+            return None
+        source, module = source_line()
+        self.trace.ops[number] = Op(number, rule.short, floats[0].dtype, source, self._after, inputs, rule, module)
+        return floats[0]
+
+    def reached(self, tap: str, value: Tensor) -> None:
+        """Note what a tap's value is made of."""
+        self._after = tap
+        self.trace.cones[tap] = self.trace.cones.get(tap, 0) | self.made_by(value)
+
+    def replaced(self, value: Tensor) -> None:
+        """Cut what follows off from what came before."""
+        self._made[memory_of(value)] = 0
+
+
+class OpTracer(OpNumbers):
+    """Trace the ops of a forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log = OpLog()
+
+    @property
+    def trace(self) -> OpTrace:
+        """What was seen."""
+        return self.log.trace
+
+    def op(self, number: int, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one op and note what it is made of."""
+        rule, inputs = rule_of(func), self.log.before(args, kwargs)
+        out = func(*args, **kwargs)
+        made = self.log.note(number, rule, inputs, args, kwargs, out)
+        if made is not None:
+            self.look(number, rule, func, args, kwargs, made)
         return out
 
     def look(self, number: int, rule: Rule, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
@@ -168,15 +217,14 @@ class OpTracer(OpNumbers):
 
     def reached(self, tap: str, value: Tensor) -> None:
         """Note what a tap's value is made of."""
-        self._after = tap
-        self.trace.cones[tap] = self.trace.cones.get(tap, 0) | self._made.get(_memory(value), 0)
+        self.log.reached(tap, value)
 
     def replaced(self, value: Tensor) -> None:
         """Cut what follows off from what came before."""
-        self._made[_memory(value)] = 0
+        self.log.replaced(value)
 
 
-def _memory(tensor: Tensor) -> int:
+def memory_of(tensor: Tensor) -> int:
     """Name the memory a tensor lies in; memory that is used again is named anew by the op that fills it."""
     try:
         return int(tensor.untyped_storage()._cdata)

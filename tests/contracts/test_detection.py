@@ -57,7 +57,7 @@ def test_other_roundings_are_found_where_they_first_show(run: Run, plant: Plant,
     assert result.first_different is not None
     assert result.facts[result.first_different].kind == plant.expect
     assert not result.judged[result.first_different].logic
-    assert result.nearest[result.first_different].explains
+    assert result.explained.nearest[result.first_different].explains
 
 
 @pytest.mark.parametrize(("plant", "dtype"), expressible("benign"))

@@ -66,7 +66,7 @@ def test_a_rounding_is_named_bit_for_bit(run: Run, plant: str, tap: str, words: 
     result = run(plant)
     assert result.judged[tap].different
     assert not result.judged[tap].logic
-    found = result.nearest[tap]
+    found = result.explained.nearest[tap]
     assert found.bit_exact
     assert words in found.words()
     assert f"{file}:" in found.words()
@@ -75,14 +75,14 @@ def test_a_rounding_is_named_bit_for_bit(run: Run, plant: str, tap: str, words: 
 @pytest.mark.parametrize(("plant", "direction"), [("rope_low", 1), ("rms_gain_fp32", -1)])
 def test_another_attention_kernel_does_not_hide_it(run: Run, plant: str, direction: int) -> None:
     result = run(plant, "attention_flash")
-    found = result.nearest["block2.self_attn"]
+    found = result.explained.nearest["block2.self_attn"]
     assert found.explains
     assert result.judged["block2.self_attn"].direction == direction
 
 
 def test_several_roundings_in_one_segment_are_all_named(run: Run) -> None:
     result = run("rms_low", "rope_low")
-    found = result.nearest["block1.self_attn"]
+    found = result.explained.nearest["block1.self_attn"]
     assert found.bit_exact
     assert any("`pow`, `mean`" in e for e in found.edits)
     assert any("longcat_reference_layers.py:131" in e for e in found.edits)
@@ -92,8 +92,8 @@ def test_several_roundings_in_one_segment_are_all_named(run: Run) -> None:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_nothing_benign_is_explained(run: Run, names: tuple[str, ...], seed: int) -> None:
     result = run(*names, seed=seed)
-    assert result.nearest, "nothing was searched: this case proves nothing"
-    assert {n: f.words() for n, f in result.nearest.items() if f.explains} == {}
+    assert result.explained.nearest, "nothing was searched: this case proves nothing"
+    assert {n: f.words() for n, f in result.explained.nearest.items() if f.explains} == {}
     assert [n for n, j in result.judged.items() if j.different] == []
 
 
@@ -116,7 +116,7 @@ def test_a_kernel_that_rounds_less_inside_is_named_and_no_fault(run: Run) -> Non
 
     pair = replace(BASE, reference=replace(BASE.reference, around_call=around))
     result = run_state(PairSession(pair, Build()), False, Options(singles=0))
-    found = result.nearest["block0.self_attn"]
+    found = result.explained.nearest["block0.self_attn"]
     assert found.explains
     assert found.kernel
     assert not found.proves
@@ -152,4 +152,4 @@ def test_a_reference_that_cannot_be_loaded_says_so(tmp_path: Path) -> None:
     record, engine = tiny_case(pair, "sinusoid", folders={"tiny": folder})
     assert record["nearest"] is None
     state = engine.state_record(ParityCase("tiny", "sinusoid", "", False))
-    assert "not to be had" in state["nearest_missing"]
+    assert "not to be had" in state["explained_missing"]
