@@ -79,9 +79,7 @@ def native_ops(draw: Draw, judged: Mapping[str, Judged]) -> SideOps | None:
     return side_ops(stage, draw.of, restart, draw.reference.decisions)
 
 
-def _place(
-    explained: Explained, draw: Draw, judged: Mapping[str, Judged], native: SideOps, reference: SideOps
-) -> None:
+def _place(explained: Explained, draw: Draw, judged: Mapping[str, Judged], native: SideOps, reference: SideOps) -> None:
     weights: Mapping[str, WeightComparison] = getattr(draw.session, "weights", {})
     for name, verdict in judged.items():
         if verdict.different:

@@ -192,8 +192,8 @@ def place_of_difference(tap: str, native: SideOps, reference: SideOps, logic: bo
     )
 
 
-def first_unmatched(ops: Sequence[OpValue], others: Values) -> OpValue | None:
-    """Walk back from the last op to values the other side has too; return the first op on the way that reads one."""
+def unmatched(ops: Sequence[OpValue], others: Values) -> dict[int, OpValue]:
+    """Walk back from the last op to values the other side has too; return the ops on the way, by number."""
     by_number = {o.op.number: o for o in ops}
     region: dict[int, OpValue] = {}
     left = [ops[-1].op.number] if ops else []
@@ -203,6 +203,12 @@ def first_unmatched(ops: Sequence[OpValue], others: Values) -> OpValue | None:
             continue
         region[op.op.number] = op
         left += [made for value, made in op.inputs if value is not None and not others.find(value)]
+    return region
+
+
+def first_unmatched(ops: Sequence[OpValue], others: Values) -> OpValue | None:
+    """Return the first op on the way back that reads a value both sides have."""
+    region = unmatched(ops, others)
     # Where data both sides have enters is where they part; a table may merely be laid out otherwise.
     entered = [n for n, op in region.items() if any(made < 0 or others.find(value) for value, made in op.inputs)]
     return region[min(entered or region)] if region else None

@@ -16,6 +16,7 @@ from parity.execution.rules import rule_of
 from parity.execution.shadow import Shadow
 from parity.execution.storage import bits, is_float
 
+SPLITS = frozenset({"split", "split_with_sizes", "unbind", "chunk"})
 _CLOSE = 1e-9
 
 
@@ -95,7 +96,8 @@ class OpShadow(Shadow):
     """A shadow pass that keeps a fingerprint of every op's exact output.
 
     Attributes:
-        log: the ops. given: by op number, what it gave. matmul: torch's float32 matmul precision in the pass.
+        log: the ops. given: by op number, what it gave. splits: by number, views that take a tensor apart, and into
+            how many. matmul: torch's float32 matmul precision in the pass.
     """
 
     def __init__(self, **others: Any) -> None:
@@ -105,6 +107,7 @@ class OpShadow(Shadow):
         self.matmul = ""
         self._count = 0
         self._names: dict[int, str] = {}
+        self.splits: dict[int, tuple[str, int]] = {}
 
     def name_parameters(self, named: Iterable[tuple[str, Tensor]]) -> None:
         """Name parameters, for ops that read them."""
@@ -112,14 +115,18 @@ class OpShadow(Shadow):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         rule = rule_of(func)
-        if rule.composite or any(t is not Tensor and t is not torch.nn.Parameter for t in types):
+        if any(t is not Tensor and t is not torch.nn.Parameter for t in types):
+            return NotImplemented
+        if rule.composite:
             return super().__torch_dispatch__(func, types, args, kwargs)
-        self._count += 1
         number, kwargs = self._count, kwargs or {}
+        self._count += 1
         bits_in = self.log.before(args, kwargs)
         read = () if rule.view else tuple(self._read(args, kwargs))
         weights = self._weights(args, kwargs)
         out = super().__torch_dispatch__(func, types, args, kwargs)
+        if rule.short in SPLITS and isinstance(out, (list, tuple)):
+            self.splits[number] = rule.short, len(out)
         made = self.log.note(number, rule, bits_in, args, kwargs, out)
         if made is not None:
             self._keep(number, read, weights, made)
