@@ -201,6 +201,7 @@ class Engine:
             known=self.known(case) if judged.different and not judged.logic else None,
             order=place.order,
             nearest=None if (near := found.explained.nearest.get(case.tap)) is None else near.as_dict(),
+            repair=None if (fix := found.explained.repairs.get(case.tap)) is None else fix.as_dict(),
             place=None if (where := found.explained.places.get(case.tap)) is None else where.as_dict(),
         )
 

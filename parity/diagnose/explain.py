@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,8 +11,9 @@ import torch
 from parity.diagnose.forwards import Forwards
 from parity.diagnose.nearest import EXPLAINED, Nearest, Target, nearest_variants
 from parity.diagnose.places import Place, SideOps, place_of_difference, side_ops
+from parity.diagnose.repair import Repair, RepairShop
 from parity.draws import Draw, aligned, dtypes_of, restart_of
-from parity.execution.passes import FromReference, mask_of
+from parity.execution.passes import FromReference, Restart, mask_of
 from parity.execution.storage import bits
 from parity.execution.tap import Tap
 from parity.live import LiveNative, LiveReference
@@ -19,6 +21,9 @@ from parity.numerics.evidence import Evidence
 from parity.numerics.limits import Limits
 from parity.numerics.verdict import Judged, VerdictClass
 from parity.weights.load import WeightComparison
+
+_REPAIRED = 3
+"""Taps that are repaired, the first faulty ones, each of another kind: what is behind them is mostly the same bug."""
 
 
 @dataclass
@@ -29,12 +34,14 @@ class Explained:
         nearest: the nearest variant of the reference.
         places: where in the code the two sides part.
         wrong: weights its segment reads that are not the reference's.
+        repairs: the change of the native that restores the reference's function.
         missing: why neither could be had, "" where both could.
     """
 
     nearest: dict[str, Nearest] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
     wrong: dict[str, list[WeightComparison]] = field(default_factory=dict)
+    repairs: dict[str, Repair] = field(default_factory=dict)
     missing: str = ""
 
 
@@ -67,7 +74,32 @@ def explain(draw: Draw, judged: Mapping[str, Judged], limits: Limits, native: Si
     native = native_ops(draw, judged) if native is None else native
     if native is not None and done[1] is not None:
         _place(explained, draw, judged, native, done[1])
+        _repair(explained, draw, judged, limits, native, done[1])
     return explained
+
+
+def _repair(
+    explained: Explained, draw: Draw, judged: Mapping[str, Judged], limits: Limits, native: SideOps, reference: SideOps
+) -> None:
+    """Try to repair the first faulty tap of each kind, as long as there is time."""
+    stage, faulty = draw.session.native_stage, [n for n, j in judged.items() if j.logic]
+    if not faulty or not isinstance(stage, LiveNative):
+        return
+    if draw.session.recorded is not None:
+        explained.missing = "repairs need both models resident: they were not tried"
+        return
+    weights: Mapping[str, WeightComparison] = getattr(draw.session, "weights", {})
+    wrong = frozenset(name for name, w in weights.items() if w.differs)
+
+    def restart() -> Restart:
+        return restart_of(draw.session.taps, draw.reference, draw.free_native, draw.inputs)
+
+    shop = RepairShop(draw, stage, native, reference, restart, limits.logic_error, wrong)
+    kinds = {t.kind: t for t in reversed(draw.session.taps) if t.name in faulty}
+    first = sorted(kinds.values(), key=lambda t: faulty.index(t.name))[:_REPAIRED]
+    for tap in first:
+        if math.isfinite(draw.evidence[tap.name].logic_error) and (found := shop.repair(tap)) is not None:
+            explained.repairs[tap.name] = found
 
 
 def native_ops(draw: Draw, judged: Mapping[str, Judged]) -> SideOps | None:

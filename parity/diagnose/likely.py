@@ -37,6 +37,8 @@ def likely_causes(
         return []
     nearest, place = explained.nearest.get(judged.name), explained.places.get(judged.name)
     found = _weights(explained.wrong.get(judged.name, weights))
+    if judged.name in explained.repairs:
+        found.append(explained.repairs[judged.name].sentence())
     if nearest is not None and nearest.explains:
         found.append(nearest.words())
     if place is not None:

@@ -17,7 +17,14 @@ from torch import Tensor, nn
 
 from parity.diagnose.forwards import Enough
 from parity.diagnose.places import SideOps, unmatched
-from parity.diagnose.repairs import bias_changes, op_changes, parameter_changes, split_changes
+from parity.diagnose.repairs import (
+    bias_changes,
+    line_changes,
+    op_changes,
+    parameter_changes,
+    slice_changes,
+    split_changes,
+)
 from parity.draws import Draw, aligned
 from parity.errors import ModelFailed, TapError
 from parity.execution.changes import Change, ChangedForward
@@ -104,19 +111,17 @@ class RepairShop:
         wrong = [n for n in names if n in self.wrong]
         held = dict(self.live.side.model.named_parameters())
         yield from parameter_changes(wrong, held, tap.heads)
-        for op in region:
-            line = str(self.native.step(op)).split(" at ", 1)[1]
-            yield from op_changes(op, line)
-            yield from bias_changes(op, held, line)
-        yield from split_changes(self._splits(ops))
+        for alike in _by_line(region):
+            line = str(self.native.step(alike[0])).split(" at ", 1)[1]
+            yield from line_changes(alike, line)
+            for op in alike:
+                yield from op_changes(op, line) if len(alike) > 1 else ()
+                yield from bias_changes(op, held, line)
+        last = max((op.op.number for op in ops), default=0)
+        yield from split_changes(dict([(n, s) for n, s in self.native.shadow.splits.items() if n <= last][-4:]))
+        yield from slice_changes([g for g in self.native.shadow.slices.values() if len(g) > 1 and max(g) <= last][-4:])
         # Weights that are what the key map says: the key map may be wrong.
         yield from parameter_changes([n for n in names if n not in wrong], held, tap.heads)
-
-    def _splits(self, ops: Sequence[OpValue]) -> dict[int, tuple[str, int]]:
-        """Return the views that take apart what the segment uses: those among its ops, and the last before them."""
-        numbers = [op.op.number for op in ops]
-        found = {n: s for n, s in self.native.shadow.splits.items() if n <= max(numbers, default=0)}
-        return dict(list(found.items())[-4:])
 
     def _low_error(self, tap: Tap) -> float:
         return self._distance(tap, self.draw.native.values[tap.name].low, self.draw.reference.values[tap.name].low)
@@ -161,6 +166,14 @@ class RepairShop:
         with suppress(Enough):
             replace(runner, call=call).run(draw.inputs, self.restart(), shadow, sink=until)
         return joined(until.lows, until.highs or None)
+
+
+def _by_line(ops: Sequence[OpValue]) -> list[list[OpValue]]:
+    """Group ops of one name on one line."""
+    groups: dict[object, list[OpValue]] = {}
+    for op in ops:
+        groups.setdefault((op.op.source, op.op.name), []).append(op)
+    return list(groups.values())
 
 
 @dataclass

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from parity.diagnose.calls import (
+    another,
+    exchanged,
+    exchanged_parts,
+    negated,
+    only,
+    reversed_parts,
+    with_argument,
+    with_arguments,
+    with_number,
+    with_operand,
+)  # fmt: skip
 from parity.execution.changes import Call, Change, OpChange
 from parity.execution.op_values import OpValue
 
@@ -34,26 +46,26 @@ def op_changes(op: OpValue, line: str) -> Iterator[Change]:
         return Change(f"{words} at {line}", (), {number: OpChange(name, call, result)})
 
     if name in _EPS_AT:
-        yield from (change(f"eps {eps:g} in `{name}`", _argument(_EPS_AT[name], eps)) for eps in _EPS)
+        yield from (change(f"eps {eps:g} in `{name}`", with_argument(_EPS_AT[name], eps)) for eps in _EPS)
     elif name in ("gelu", "silu", "relu", "sigmoid"):
-        yield from (change(f"{words} for `{name}`", _other(other)) for words, other in _ACTIVATIONS.items())
+        yield from (change(f"{words} for `{name}`", another(other)) for words, other in _ACTIVATIONS.items())
     elif name.startswith("_scaled_dot_product"):
         yield from _attention(name, change)
     elif name in ("mul", "add", "sub", "div"):
-        yield from _arithmetic(name, change)
+        yield from _arithmetic(name, op.scalars, change)
     elif name in _OTHER:
         words, other = _OTHER[name]
-        yield change(f"`{words}` for `{name}`", _other((other, (), {})))
+        yield change(f"`{words}` for `{name}`", another((other, (), {})))
     elif name == "neg":
         yield change("no `neg`", result=lambda out: -out)
     elif name in ("cat", "stack"):
-        yield change(f"the parts of `{name}` in the other order", _reversed_parts)
+        yield change(f"the parts of `{name}` in the other order", reversed_parts)
         yield from (
-            change(f"parts {i} and {k} of `{name}` exchanged", _exchanged_parts(i, k))
+            change(f"parts {i} and {k} of `{name}` exchanged", exchanged_parts(i, k))
             for i, k in itertools.combinations(range(4), 2)
         )
     if op.op.rule.moves is False and name not in ("cat", "stack"):
-        yield change(f"the result of `{name}` with the other sign", result=_negated)
+        yield change(f"the result of `{name}` with the other sign", result=negated)
 
 
 def _attention(name: str, change: Callable[..., Change]) -> Iterator[Change]:
@@ -66,34 +78,52 @@ def _attention(name: str, change: Callable[..., Change]) -> Iterator[Change]:
     yield change("no attention mask", lambda call: (call[0], call[1], {**call[2], "attn_mask": None}))
     place = 4 if name.endswith("for_cpu") else 5
     for causal in (True, False):
-        yield change(f"{'causal' if causal else 'full'} attention", _argument(place, causal))
+        yield change(f"{'causal' if causal else 'full'} attention", with_argument(place, causal))
 
 
-def _arithmetic(name: str, change: Callable[..., Change]) -> Iterator[Change]:
-    yield change(f"without the small number of `{name}`, or another", _other_eps(1e-6))
-    yield from (change(f"{eps:g} added by `{name}`", _other_eps(eps)) for eps in _EPS)
+def _arithmetic(name: str, scalars: Sequence[float], change: Callable[..., Change]) -> Iterator[Change]:
+    if scalars:
+        yield from _numbers(name, scalars[0], change)
+        return
     if name == "mul":
-        yield change("`(1 + second)` for the second factor of `mul`", _operand(1, lambda t: t + 1))
-        yield change("`(1 + first)` for the first factor of `mul`", _operand(0, lambda t: t + 1))
-        yield change("the second factor of `mul` less 1", _operand(1, lambda t: t - 1))
-        yield from (change(f"{n} factor of `mul` left out", _only(i)) for i, n in ((0, "second"), (1, "first")))
-        yield from (change(f"the number of `mul` {w}", _number(f)) for w, f in _NUMBERS.items())
+        yield change("`(1 + second)` for the second factor of `mul`", with_operand(1, lambda t: t + 1))
+        yield change("`(1 + first)` for the first factor of `mul`", with_operand(0, lambda t: t + 1))
+        yield change("the second factor of `mul` less 1", with_operand(1, lambda t: t - 1))
+        yield from (change(f"{n} factor of `mul` left out", only(i)) for i, n in ((0, "second"), (1, "first")))
     else:
         other = aten.sub.Tensor if name == "add" else aten.add.Tensor
         if name != "div":
-            yield change(f"`{'sub' if name == 'add' else 'add'}` for `{name}`", _other((other, (), {}), 2))
-        yield change(f"second operand of `{name}` left out", _only(0))
-        yield change(f"first operand of `{name}` left out", _only(1))
+            yield change(f"`{'sub' if name == 'add' else 'add'}` for `{name}`", another((other, (), {}), 2))
+        yield change(f"second operand of `{name}` left out", only(0))
+        yield change(f"first operand of `{name}` left out", only(1))
         yield change(f"the operands of `{name}` exchanged", lambda call: (call[0], (call[1][1], call[1][0]), call[2]))
 
 
-_NUMBERS: dict[str, Callable[[float], float]] = {
-    "inverted": lambda k: 1 / k if k else k,
-    "times 1000": lambda k: 1000 * k,
-    "divided by 1000": lambda k: k / 1000,
-    "doubled": lambda k: 2 * k,
-    "halved": lambda k: k / 2,
-}
+def _numbers(name: str, held: float, change: Callable[..., Change]) -> Iterator[Change]:
+    yield change(f"no {held:g} in `{name}`", only(0))
+    if name in ("add", "sub"):
+        yield change(f"{-held:g} for {held:g} in `{name}`", with_number(lambda k: -k))
+        if 0 < held < 1e-2:
+            yield from (change(f"{eps:g} for {held:g} in `{name}`", with_number(_always(eps))) for eps in _EPS)
+    else:
+        others = [f for f in _NUMBERS if f(held) != held]
+        yield from (change(f"{f(held):g} for {held:g} in `{name}`", with_number(f)) for f in others)
+
+
+def _always(value: float) -> Callable[[float], float]:
+    return lambda _: value
+
+
+_NUMBERS: tuple[Callable[[float], float], ...] = (
+    lambda k: 1 / k if k else k, lambda k: -k, lambda k: 1000 * k, lambda k: k / 1000, lambda k: 2 * k, lambda k: k / 2,
+)  # fmt: skip
+
+
+def line_changes(ops: Sequence[OpValue], line: str) -> Iterator[Change]:
+    """List the changes of all ops of one name on one line together: what is wrong there is wrong in each of them."""
+    for together in zip(*(list(op_changes(op, line)) for op in ops), strict=False):
+        if len({change.words for change in together}) == 1:
+            yield Change(together[0].words, (), {n: c for change in together for n, c in change.ops.items()})
 
 
 def bias_changes(op: OpValue, held: Mapping[str, Tensor], line: str) -> Iterator[Change]:
@@ -111,12 +141,21 @@ def _plus(bias: Tensor) -> Callable[[Any], Any]:
     return lambda out: out + bias
 
 
+def slice_changes(groups: Iterable[Mapping[int, tuple[Any, ...]]]) -> Iterator[Change]:
+    """Exchange two slices of one shape of one tensor, in each group of such."""
+    for group in groups:
+        for (n, one), (m, other) in itertools.combinations(list(group.items())[:6], 2):
+            places = [list(group).index(k) for k in (n, m)]
+            ops = {k: OpChange("slice", with_arguments(v)) for k, v in ((n, other), (m, one))}
+            yield Change(f"parts {places[0]} and {places[1]} of {len(group)} exchanged", (), ops)
+
+
 def split_changes(splits: Mapping[int, tuple[str, int]]) -> Iterator[Change]:
     """List the orders in which the parts of a tensor could have been meant."""
     for number, (name, count) in splits.items():
         for i, k in itertools.combinations(range(min(count, 6)), 2):
             words = f"parts {i} and {k} of {count} exchanged"
-            yield Change(words, (), {number: OpChange(name, result=_exchanged(i, k))})
+            yield Change(words, (), {number: OpChange(name, result=exchanged(i, k))})
 
 
 def parameter_changes(names: Sequence[str], held: Mapping[str, Tensor], heads: int = 0) -> Iterator[Change]:
@@ -149,10 +188,14 @@ def _swapped(names: Sequence[str], held: Mapping[str, Tensor]) -> Iterator[Chang
 
 
 def _same_block(module: str, held: Mapping[str, Tensor]) -> list[str]:
-    found = re.match(r"(.*?\.\d+)\.", module + ".")
-    prefix = f"{found[1]}." if found else ""
-    others = dict.fromkeys(n.rpartition(".")[0] for n in held if n.startswith(prefix))
-    return [o for o in others if o != module and (prefix or not re.search(r"\.\d+\.", o))]
+    """List what a module could be mistaken for: the others of its block, itself in the blocks beside it."""
+    found = re.match(r"(.*?\.)(\d+)(\..*)?$", module)
+    others = dict.fromkeys(n.rpartition(".")[0] for n in held)
+    if found is None:
+        return [o for o in others if o != module and not re.search(r"\.\d+(\.|$)", o)]
+    block = f"{found[1]}{found[2]}."
+    beside = [f"{found[1]}{int(found[2]) + step}{found[3] or ''}" for step in (-1, 1)]
+    return [*(o for o in others if o.startswith(block) and o != module), *(b for b in beside if b in others)]
 
 
 def _alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
@@ -185,79 +228,3 @@ def _forms(p: Tensor, heads: int) -> Iterator[tuple[str, Tensor]]:
             within = p.unflatten(dim, (each, heads)).transpose(dim, dim + 1).flatten(dim, dim + 1)
             yield f"with {axis} ordered by head first", within
     yield from ((f"times {c:g}", p * c) for c in (-1.0, 2.0, 0.5))
-
-
-# --- calls ------------------------------------------------------------------------------------------------------------
-
-
-def _argument(place: int, value: Any) -> Callable[[Call], Call]:
-    def call(held: Call) -> Call:
-        args = [*held[1], *[False] * (place + 1 - len(held[1]))]
-        args[place] = value
-        return held[0], tuple(args), held[2]
-
-    return call
-
-
-def _other(other: Call, arguments: int = 1) -> Callable[[Call], Call]:
-    return lambda call: (other[0], call[1][:arguments], other[2])
-
-
-def _operand(place: int, change: Callable[[Any], Any]) -> Callable[[Call], Call]:
-    def call(held: Call) -> Call:
-        args = list(held[1])
-        args[place] = change(args[place])
-        return held[0], tuple(args), held[2]
-
-    return call
-
-
-def _only(place: int) -> Callable[[Call], Call]:
-    def call(held: Call) -> Call:
-        kept, other = held[1][place], held[1][1 - place]
-        shape = torch.broadcast_shapes(*(t.shape for t in (kept, other) if isinstance(t, Tensor)))
-        if not isinstance(kept, Tensor):
-            return held
-        return aten.clone.default, (kept.expand(shape),), {}
-
-    return call
-
-
-def _other_eps(eps: float) -> Callable[[Call], Call]:
-    def call(held: Call) -> Call:
-        small = isinstance(held[1][1], float) and 0 < held[1][1] < 1e-2
-        return (held[0], (held[1][0], eps, *held[1][2:]), held[2]) if small else held
-
-    return call
-
-
-def _number(change: Callable[[float], float]) -> Callable[[Call], Call]:
-    return _operand(1, lambda k: change(float(k)) if isinstance(k, (int, float)) else k)
-
-
-def _reversed_parts(call: Call) -> Call:
-    return call[0], (list(call[1][0])[::-1], *call[1][1:]), call[2]
-
-
-def _exchanged_parts(i: int, k: int) -> Callable[[Call], Call]:
-    def call(held: Call) -> Call:
-        parts = list(held[1][0])
-        if k < len(parts):
-            parts[i], parts[k] = parts[k], parts[i]
-        return held[0], (parts, *held[1][1:]), held[2]
-
-    return call
-
-
-def _exchanged(i: int, k: int) -> Callable[[Any], Any]:
-    def result(out: Any) -> Any:
-        parts = list(out)
-        if parts[i].shape == parts[k].shape:
-            parts[i], parts[k] = parts[k], parts[i]
-        return type(out)(parts)
-
-    return result
-
-
-def _negated(out: Any) -> Any:
-    return -out if isinstance(out, Tensor) else type(out)((-out[0], *out[1:]))

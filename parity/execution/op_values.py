@@ -51,7 +51,7 @@ class OpValue:
         inputs: for each float input that is no weight or constant: its exact value, and the op that made it last (-1:
             lockstep set it).
         holds_low: the output is wider than 16 bits and holds 16-bit values only.
-        autocast: it ran under autocast. weights: parameters it read.
+        autocast: it ran under autocast. weights: parameters it read. scalars: numbers it was called with.
     """
 
     op: Op
@@ -60,6 +60,7 @@ class OpValue:
     holds_low: bool
     autocast: bool
     weights: tuple[str, ...] = ()
+    scalars: tuple[float, ...] = ()
 
 
 @dataclass
@@ -97,7 +98,8 @@ class OpShadow(Shadow):
 
     Attributes:
         log: the ops. given: by op number, what it gave. splits: by number, views that take a tensor apart, and into
-            how many. matmul: torch's float32 matmul precision in the pass.
+            how many. slices: parts of one shape of one tensor, by number what is taken. matmul: torch's float32
+            matmul precision in the pass.
     """
 
     def __init__(self, **others: Any) -> None:
@@ -108,6 +110,7 @@ class OpShadow(Shadow):
         self._count = 0
         self._names: dict[int, str] = {}
         self.splits: dict[int, tuple[str, int]] = {}
+        self.slices: dict[tuple[Any, ...], dict[int, tuple[Any, ...]]] = {}
 
     def name_parameters(self, named: Iterable[tuple[str, Tensor]]) -> None:
         """Name parameters, for ops that read them."""
@@ -127,9 +130,13 @@ class OpShadow(Shadow):
         out = super().__torch_dispatch__(func, types, args, kwargs)
         if rule.short in SPLITS and isinstance(out, (list, tuple)):
             self.splits[number] = rule.short, len(out)
+        if rule.short == "slice" and len(args) > 2:
+            key = (self.log.after, memory_of(args[0]), args[0].storage_offset(), args[0].shape, args[1], out.shape)
+            self.slices.setdefault(key, {})[number] = tuple(args[1:])
         made = self.log.note(number, rule, bits_in, args, kwargs, out)
         if made is not None:
-            self._keep(number, read, weights, made)
+            scalars = tuple(float(a) for a in args if isinstance(a, (int, float)) and not isinstance(a, bool))
+            self.given[number] = self._described(number, read, weights, scalars, made)
         return out
 
     def _read(self, args: Any, kwargs: Any) -> Iterable[tuple[Fingerprint | None, int]]:
@@ -141,18 +148,20 @@ class OpShadow(Shadow):
         names = (self._names.get(memory_of(t)) for t in leaves((args, kwargs)) if isinstance(t, Tensor))
         return tuple(name for name in names if name)
 
-    def _keep(
-        self, number: int, read: tuple[tuple[Fingerprint | None, int], ...], weights: tuple[str, ...], out: Tensor
-    ) -> None:
+    def _described(
+        self, number: int, read: tuple[tuple[Fingerprint | None, int], ...], weights: tuple[str, ...],
+        scalars: tuple[float, ...], out: Tensor,
+    ) -> OpValue:  # fmt: skip
         self.matmul = torch.get_float32_matmul_precision()
         wide = bits(out.dtype) > 11 and not out.is_complex()
-        self.given[number] = OpValue(
+        return OpValue(
             op=self.log.trace.ops[number],
             value=self._fingerprint(out),
             inputs=read,
             holds_low=wide and any(torch.equal(out, out.to(d).to(out.dtype)) for d in (torch.bfloat16, torch.float16)),
             autocast=torch.is_autocast_enabled(out.device.type),
             weights=weights,
+            scalars=scalars,
         )
 
     def _fingerprint(self, tensor: Tensor) -> Fingerprint | None:

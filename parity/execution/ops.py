@@ -140,13 +140,13 @@ class OpLog:
     """Keeps the ops of a forward, and from which of them each tensor comes.
 
     Attributes:
-        trace: what was seen.
+        trace: what was seen. after: the tap reached last.
     """
 
     def __init__(self) -> None:
         self.trace = OpTrace()
         self._made: dict[int, int] = {}
-        self._after = ""
+        self.after = ""
 
     def before(self, args: Any, kwargs: Any) -> int:
         """Return the bits of the ops an op's inputs come from."""
@@ -178,12 +178,12 @@ class OpLog:
         if not floats or rule.short.startswith(("empty", "new_empty")):
             return None
         source, module = source_line()
-        self.trace.ops[number] = Op(number, rule.short, floats[0].dtype, source, self._after, inputs, rule, module)
+        self.trace.ops[number] = Op(number, rule.short, floats[0].dtype, source, self.after, inputs, rule, module)
         return floats[0]
 
     def reached(self, tap: str, value: Tensor) -> None:
         """Note what a tap's value is made of."""
-        self._after = tap
+        self.after = tap
         self.trace.cones[tap] = self.trace.cones.get(tap, 0) | self.made_by(value)
 
     def replaced(self, value: Tensor) -> None:

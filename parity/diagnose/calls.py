@@ -1,0 +1,97 @@
+"""Other calls in the place of an op's, and other results: what the changes of a repair are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parity.execution.changes import Call
+
+aten = torch.ops.aten
+
+
+def with_argument(place: int, value: Any) -> Callable[[Call], Call]:
+    """Call with another value of one argument."""
+
+    def call(held: Call) -> Call:
+        args = [*held[1], *[False] * (place + 1 - len(held[1]))]
+        args[place] = value
+        return held[0], tuple(args), held[2]
+
+    return call
+
+
+def with_arguments(values: tuple[Any, ...]) -> Callable[[Call], Call]:
+    """Call with other arguments after the first."""
+    return lambda held: (held[0], (held[1][0], *values), held[2])
+
+
+def another(other: Call, arguments: int = 1) -> Callable[[Call], Call]:
+    """Call another op, on the first arguments."""
+    return lambda call: (other[0], call[1][:arguments], other[2])
+
+
+def with_operand(place: int, change: Callable[[Any], Any]) -> Callable[[Call], Call]:
+    """Call with one operand changed."""
+
+    def call(held: Call) -> Call:
+        args = list(held[1])
+        args[place] = change(args[place])
+        return held[0], tuple(args), held[2]
+
+    return call
+
+
+def only(place: int) -> Callable[[Call], Call]:
+    """Return one operand instead, in the shape of the result."""
+
+    def call(held: Call) -> Call:
+        kept, other = held[1][place], held[1][1 - place]
+        shape = torch.broadcast_shapes(*(t.shape for t in (kept, other) if isinstance(t, Tensor)))
+        if not isinstance(kept, Tensor):
+            return held
+        return aten.clone.default, (kept.expand(shape),), {}
+
+    return call
+
+
+def with_number(change: Callable[[float], float]) -> Callable[[Call], Call]:
+    """Call with the number that is the second argument changed."""
+    return with_operand(1, lambda k: change(float(k)) if isinstance(k, (int, float)) else k)
+
+
+def reversed_parts(call: Call) -> Call:
+    """Call with the list of parts in the other order."""
+    return call[0], (list(call[1][0])[::-1], *call[1][1:]), call[2]
+
+
+def exchanged_parts(i: int, k: int) -> Callable[[Call], Call]:
+    """Call with two parts of the list exchanged."""
+
+    def call(held: Call) -> Call:
+        parts = list(held[1][0])
+        if k < len(parts):
+            parts[i], parts[k] = parts[k], parts[i]
+        return held[0], (parts, *held[1][1:]), held[2]
+
+    return call
+
+
+def exchanged(i: int, k: int) -> Callable[[Any], Any]:
+    """Exchange two results of one shape."""
+
+    def result(out: Any) -> Any:
+        parts = list(out)
+        if parts[i].shape == parts[k].shape:
+            parts[i], parts[k] = parts[k], parts[i]
+        return type(out)(parts)
+
+    return result
+
+
+def negated(out: Any) -> Any:
+    """Return the first result with the other sign."""
+    return -out if isinstance(out, Tensor) else type(out)((-out[0], *out[1:]))
