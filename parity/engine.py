@@ -202,6 +202,7 @@ class Engine:
             order=place.order,
             nearest=None if (near := found.explained.nearest.get(case.tap)) is None else near.as_dict(),
             repair=None if (fix := found.explained.repairs.get(case.tap)) is None else fix.as_dict(),
+            signatures=found.explained.signatures.get(case.tap, []),
             place=None if (where := found.explained.places.get(case.tap)) is None else where.as_dict(),
         )
 

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from parity.diagnose.forwards import Forwards
 from parity.diagnose.nearest import EXPLAINED, Nearest, Target, nearest_variants
 from parity.diagnose.places import Place, SideOps, place_of_difference, side_ops
 from parity.diagnose.repair import Repair, RepairShop
+from parity.diagnose.signature import Seen, recognised
 from parity.draws import Draw, aligned, dtypes_of, restart_of
 from parity.execution.passes import FromReference, Restart, mask_of
 from parity.execution.storage import bits
@@ -35,6 +37,7 @@ class Explained:
         places: where in the code the two sides part.
         wrong: weights its segment reads that are not the reference's.
         repairs: the change of the native that restores the reference's function.
+        signatures: what shape the difference has, names and words, what says most first.
         missing: why neither could be had, "" where both could.
     """
 
@@ -42,6 +45,7 @@ class Explained:
     places: dict[str, Place] = field(default_factory=dict)
     wrong: dict[str, list[WeightComparison]] = field(default_factory=dict)
     repairs: dict[str, Repair] = field(default_factory=dict)
+    signatures: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     missing: str = ""
 
 
@@ -67,15 +71,51 @@ def explain(draw: Draw, judged: Mapping[str, Judged], limits: Limits, native: Si
             ops = side_ops(reference, draw.of, FromReference(dtypes_of(draw.free_native), draw.inputs))
         return found, ops
 
+    signatures = signatures_of(draw, judged)
     done = draw.session.reference_stage.at_work(draw.of, work)
     if done is None:
-        return Explained(missing="the reference is a recording here: nearest variants and lines were not to be had")
-    explained = Explained(done[0])
+        missing = "the reference is a recording here: nearest variants and lines were not to be had"
+        return Explained(signatures=signatures, missing=missing)
+    explained = Explained(done[0], signatures=signatures)
     native = native_ops(draw, judged) if native is None else native
     if native is not None and done[1] is not None:
         _place(explained, draw, judged, native, done[1])
         _repair(explained, draw, judged, limits, native, done[1])
     return explained
+
+
+def signatures_of(draw: Draw, judged: Mapping[str, Judged]) -> dict[str, list[tuple[str, str]]]:
+    """Recognise what shape the differences of logic have."""
+    taps = {t.name: t for t in draw.session.taps if t.name in judged}
+    found = {}
+    for name, verdict in judged.items():
+        if verdict.logic and (names := recognised(_seen(draw, taps[name], list(taps.values())))):
+            found[name] = names
+    return found
+
+
+def _seen(draw: Draw, tap: Tap, taps: Sequence[Tap]) -> Seen:
+    """Return the exact values of a tap and of the earlier taps that have its shape."""
+    r, n = draw.reference.values[tap.name], draw.native.values[tap.name]
+    assert r.high is not None
+    assert n.high is not None
+    valid = None if tap.valid is None else mask_of(tap, draw.inputs, r.low).expand(r.low.shape)
+    native = _channels_last(aligned(tap, n.high, r.low.shape), tap, valid)
+    reference = _channels_last(r.high, tap, valid)
+    earlier = taps[: [t.name for t in taps].index(tap.name)]
+    # Both sides go on from the values as computed, so these are exact behind a tap.
+    values = ((t.name, draw.reference.values[t.name].low) for t in earlier if valid is None)
+    upstream = {k: _channels_last(v, tap, None) for k, v in values if v.shape == r.low.shape}
+    return Seen(native, reference, upstream)
+
+
+def _channels_last(value: Tensor, tap: Tap, valid: Tensor | None) -> Tensor:
+    real = torch.view_as_real(value).flatten(-2) if value.is_complex() else value
+    moved = real.double().movedim(tap.channel_dim, -1) if real.dim() else real.double().reshape(1)
+    if valid is None:
+        return moved
+    kept: Tensor = moved[valid.movedim(tap.channel_dim, -1)[..., 0]]
+    return kept
 
 
 def _repair(

@@ -41,6 +41,7 @@ def likely_causes(
         found.append(explained.repairs[judged.name].sentence())
     if nearest is not None and nearest.explains:
         found.append(nearest.words())
+    found += [words for _, words in explained.signatures.get(judged.name, [])[:1]]
     if place is not None:
         found += place.words()
     if evidence.reference_dtype != evidence.native_dtype:

@@ -47,8 +47,8 @@ class LeakWatch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is Tensor.__setitem__ and isinstance(args[2], float):
-            with self._shadow.number(args[2]):
+        if func is Tensor.__setitem__ and isinstance(args[2], (int, float)):
+            with self._shadow.number(float(args[2])):
                 return func(*args, **kwargs)
         out = func(*args, **kwargs)
         if func in _OUT and isinstance(args[0], Tensor):
