@@ -95,3 +95,28 @@ def exchanged(i: int, k: int) -> Callable[[Any], Any]:
 def negated(out: Any) -> Any:
     """Return the first result with the other sign."""
     return -out if isinstance(out, Tensor) else type(out)((-out[0], *out[1:]))
+
+
+def remembered(held: list[Tensor]) -> Callable[[Any], Any]:
+    """Keep a result for another op."""
+
+    def result(out: Any) -> Any:
+        held[:] = [out]
+        return out
+
+    return result
+
+
+def with_factor(place: int, held: list[Tensor]) -> Callable[[Call], Call]:
+    """Call with one operand times a value that was kept, which may hold one row for several of the operand."""
+
+    def call(given: Call) -> Call:
+        args = list(given[1])
+        operand, factor = args[place], held[-1]
+        if factor.dim() == operand.dim() and factor.dim() > 1 and factor.shape[1] and factor.shape != operand.shape:
+            times, rest = divmod(operand.shape[1], factor.shape[1])
+            factor = factor if rest or times < 1 else factor.repeat_interleave(times, 1)
+        args[place] = operand * factor
+        return given[0], tuple(args), given[2]
+
+    return call

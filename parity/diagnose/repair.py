@@ -19,6 +19,7 @@ from parity.diagnose.forwards import Enough
 from parity.diagnose.places import SideOps, unmatched
 from parity.diagnose.repairs import (
     bias_changes,
+    factor_changes,
     line_changes,
     op_changes,
     parameter_changes,
@@ -36,7 +37,7 @@ from parity.execution.tap import Inputs, Tap
 from parity.execution.trace import TapValue, joined
 from parity.live import LiveNative
 
-_HELPS, _CONFIRMED, _DROWNED = 0.5, 6, 8.0
+_HELPS, _CONFIRMED, _DROWNED, _LEAST = 0.5, 6, 8.0, 12
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class RepairShop:
     Args:
         draw: the draw. live: the native. native, reference: the two sides' ops. restart: makes the restart of a pass.
         limit: of logic_error. wrong: native parameters that are not the reference's, tried first.
-        seconds: how long one tap may take.
+        seconds: how long all taps together may take; `_LEAST` changes of a tap are tried in any case.
+        spent: how long they took.
     """
 
     draw: Draw
@@ -78,15 +80,23 @@ class RepairShop:
     limit: float
     wrong: frozenset[str] = frozenset()
     seconds: float = 3.0
+    spent: float = 0.0
 
     def repair(self, tap: Tap) -> Repair | None:
         """Return the first change that restores a tap, None where none does."""
-        started, before = time.perf_counter(), self.draw.evidence[tap.name].logic_error
+        started = time.perf_counter()
+        try:
+            return self._repaired(tap, started - self.spent)
+        finally:
+            self.spent += time.perf_counter() - started
+
+    def _repaired(self, tap: Tap, started: float) -> Repair | None:
+        before = self.draw.evidence[tap.name].logic_error
         tried: list[tuple[float, int, Change]] = []
         noise = self.draw.evidence[tap.name].noise
         drowned, helps = before < _DROWNED * noise, _HELPS * self._low_error(tap)
         for number, change in enumerate(self._changes(tap)):
-            if time.perf_counter() - started > self.seconds:
+            if number >= _LEAST and time.perf_counter() - started > self.seconds:
                 break
             error = self._error(tap, change, exact=drowned)
             if not drowned and error < _DROWNED * noise:  # as near as rounding lets it come: ask for the exact value
@@ -120,6 +130,8 @@ class RepairShop:
         last = max((op.op.number for op in ops), default=0)
         yield from split_changes(dict([(n, s) for n, s in self.native.shadow.splits.items() if n <= last][-4:]))
         yield from slice_changes([g for g in self.native.shadow.slices.values() if len(g) > 1 and max(g) <= last][-4:])
+        groups = [g for g in self.native.shadow.slices.values() if len(g) > 1 and min(g) <= last][-3:]
+        yield from factor_changes([op for op in region if op.op.name == "add"], groups)
         # Weights that are what the key map says: the key map may be wrong.
         yield from parameter_changes([n for n in names if n not in wrong], held, tap.heads)
 

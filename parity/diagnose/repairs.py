@@ -16,9 +16,11 @@ from parity.diagnose.calls import (
     exchanged_parts,
     negated,
     only,
+    remembered,
     reversed_parts,
     with_argument,
     with_arguments,
+    with_factor,
     with_number,
     with_operand,
 )  # fmt: skip
@@ -148,6 +150,18 @@ def slice_changes(groups: Iterable[Mapping[int, tuple[Any, ...]]]) -> Iterator[C
             places = [list(group).index(k) for k in (n, m)]
             ops = {k: OpChange("slice", with_arguments(v)) for k, v in ((n, other), (m, one))}
             yield Change(f"parts {places[0]} and {places[1]} of {len(group)} exchanged", (), ops)
+
+
+def factor_changes(additions: Sequence[OpValue], groups: Iterable[Mapping[int, Any]]) -> Iterator[Change]:
+    """Multiply an operand of an addition by a part of a tensor that was taken apart before: a gate left out."""
+    for group, op, place in itertools.product(groups, additions, (1, 0)):
+        for position, number in enumerate(list(group)[:6]):
+            if number >= op.op.number:
+                continue
+            held: list[Tensor] = []
+            part = OpChange("slice", result=remembered(held))
+            words = f"part {position} of {len(group)} times operand {place + 1} of `add` at {op.op.source}"
+            yield Change(words, (), {number: part, op.op.number: OpChange("add", with_factor(place, held))})
 
 
 def split_changes(splits: Mapping[int, tuple[str, int]]) -> Iterator[Change]:

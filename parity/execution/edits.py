@@ -52,7 +52,10 @@ class EditedForward(OpNumbers):
 
     def op(self, number: int, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one op, edited or on unrounded inputs where there are such."""
-        edit, rule = self._edits.get(number), rule_of(func)
+        edit = self._edits.get(number)
+        if edit is None and not self._kept:
+            return func(*args, **kwargs)
+        rule = rule_of(func)
         from_kept = bool(self._kept) and any(t in self._kept for t in _tensors((args, kwargs)))
         before = args[0].clone() if edit is not None and rule.writes and isinstance(args[0], Tensor) else None
         out = func(*args, **kwargs)

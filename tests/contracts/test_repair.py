@@ -45,6 +45,7 @@ NAMED = [
     ("rope_q_offset", "no 1 in `add`"),
     ("rope_axes", "parts 1 and 2 of `cat` exchanged"),
     ("softmax_scale", "the softmax scale head_dim^-0.5"),
+    ("gate_omitted", "part 2 of 6 times operand 2 of `add`"),
     ("bias_dropped", "blocks.1.self_attn.to_out.bias added"),
     ("swiglu_swapped", "blocks.1.ffn.w1 and blocks.1.ffn.w3 exchanged"),
     ("swiglu_gelu", "SiLU for `gelu`"),

@@ -12,7 +12,7 @@ def detect(seen: Seen) -> str | None:
     """Find the factor of each channel."""
     n, r = seen.rows
     factors = (n * r).sum(0) / r.square().sum(0).clamp_min(1e-300)
-    if len(n) < 3 or not close(n, factors * r):
+    if len(n) < 3 or close(r, r[:1].expand_as(r)) or not close(n, factors * r):
         return None
     low, high = float(factors.min()), float(factors.max())
     return f"a constant factor per channel ({low:.3g} to {high:.3g}): a gain missing or another"

@@ -12,7 +12,7 @@ def detect(seen: Seen) -> str | None:
     """Find the vector that is added to every token."""
     n, r = seen.rows
     offset = (n - r).mean(0)
-    if len(n) < 3 or not close(n - r, offset.expand_as(r)):
+    if len(n) < 3 or close(r, r[:1].expand_as(r)) or not close(n - r, offset.expand_as(r)):
         return None
     return f"a constant offset per channel (norm {float(offset.norm()):.3g}): a bias missing, doubled or another"
 
