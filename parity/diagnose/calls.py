@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -118,5 +120,22 @@ def with_factor(place: int, held: list[Tensor]) -> Callable[[Call], Call]:
             factor = factor if rest or times < 1 else factor.repeat_interleave(times, 1)
         args[place] = operand * factor
         return given[0], tuple(args), given[2]
+
+    return call
+
+
+def with_found_factor(wanted: Tensor, found: list[float]) -> Callable[[Call], Call]:
+    """Call an addition with its second operand times the number that comes nearest to what is wanted."""
+
+    def call(given: Call) -> Call:
+        first, second, *others = given[1]
+        if not found:
+            a, b = first.double(), second.double()
+            missing = wanted.reshape(torch.broadcast_shapes(a.shape, b.shape)) - a
+            factor = float((missing * b).sum() / (b * b.expand_as(missing)).sum())
+            # What was computed is rounded; a scale is mostly a ratio of small numbers, as alpha / rank is.
+            ratio = Fraction(factor).limit_denominator(64) if math.isfinite(factor) else Fraction(1)
+            found.append(float(ratio) if abs(float(ratio) - factor) <= 2e-3 * abs(factor) else factor)
+        return given[0], (first, second * found[0], *others), given[2]
 
     return call

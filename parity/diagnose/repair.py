@@ -20,12 +20,13 @@ from parity.diagnose.places import SideOps, unmatched
 from parity.diagnose.repairs import (
     bias_changes,
     factor_changes,
+    found_factor,
     line_changes,
     op_changes,
-    parameter_changes,
     slice_changes,
     split_changes,
 )
+from parity.diagnose.weight_repairs import parameter_changes
 from parity.draws import Draw, aligned
 from parity.errors import ModelFailed, TapError
 from parity.execution.changes import Change, ChangedForward
@@ -106,11 +107,11 @@ class RepairShop:
                     tried.append((error, number, change))
                 continue
             if error <= self.limit:
-                return Repair(change.words, before, error)
+                return Repair(change.said(), before, error)
         for _, _, change in sorted(tried, key=lambda t: t[:2])[:_CONFIRMED]:
             after = self._error(tap, change, exact=True)
             if after <= self.limit:
-                return Repair(change.words, before, after)
+                return Repair(change.said(), before, after)
         return None
 
     def _changes(self, tap: Tap) -> Iterable[Change]:
@@ -130,10 +131,24 @@ class RepairShop:
         last = max((op.op.number for op in ops), default=0)
         yield from split_changes(dict([(n, s) for n, s in self.native.shadow.splits.items() if n <= last][-4:]))
         yield from slice_changes([g for g in self.native.shadow.slices.values() if len(g) > 1 and max(g) <= last][-4:])
+        if (
+            region
+            and ops[-1] is region[-1]
+            and region[-1].op.name == "add"
+            and (whole := self._wanted(tap)) is not None
+        ):
+            yield found_factor(region[-1], whole, str(self.native.step(region[-1])).split(" at ", 1)[1])
         groups = [g for g in self.native.shadow.slices.values() if len(g) > 1 and min(g) <= last][-3:]
         yield from factor_changes([op for op in region if op.op.name == "add"], groups)
         # Weights that are what the key map says: the key map may be wrong.
         yield from parameter_changes([n for n in names if n not in wrong], held, tap.heads)
+
+    def _wanted(self, tap: Tap) -> Tensor | None:
+        """Return the reference's exact value in the native's layout, None where it cannot be had."""
+        high, value = self.draw.reference.values[tap.name].high, self.draw.native.values[tap.name]
+        if high is None or tap.layout.backward is None or len(value.parts) > 1:
+            return None
+        return tap.layout.backward(high, value.low.shape)
 
     def _low_error(self, tap: Tap) -> float:
         return self._distance(tap, self.draw.native.values[tap.name].low, self.draw.reference.values[tap.name].low)

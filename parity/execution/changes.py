@@ -37,12 +37,17 @@ class Change:
 
     Args:
         words: what is done. parameters: for some parameters, what stands for them, in their shape and dtype.
-        ops: by op number, what is called instead.
+        ops: by op number, what is called instead. found: numbers for the words, found when it runs.
     """
 
     words: str
     parameters: tuple[tuple[Tensor, Tensor], ...] = ()
     ops: Mapping[int, OpChange] = field(default_factory=dict)
+    found: list[float] = field(default_factory=list)
+
+    def said(self) -> str:
+        """Say what is done, with the numbers that were found while it ran."""
+        return self.words.format(*self.found) if self.found else self.words
 
 
 class ChangedForward(OpNumbers):

@@ -97,6 +97,13 @@ def test_a_wrong_key_map_is_repaired_although_all_weights_are_what_it_says() -> 
     assert found.words == "blocks.0.up and blocks.1.up exchanged"
 
 
+def test_a_scale_of_an_adapter_is_found() -> None:
+    """The port forgets alpha / rank; the factor is found, not listed."""
+    pair = PLANTS["lora_alpha_ignored"].apply(BASE)
+    result = run_state(PairSession(pair, Build(dtype=torch.float32)), True, Options(singles=0))
+    assert repaired(result).words.startswith("the second operand of `add` times 2 at ")
+
+
 def test_what_no_change_repairs_is_left_without(monkeypatch: pytest.MonkeyPatch) -> None:
     result = ran(PLANTS["q_norm_missing"].apply(BASE))
     assert result.explained.repairs == {}
