@@ -145,7 +145,11 @@ def _explained(
 ) -> Explained:  # fmt: skip
     """Explain differences, which may decide what was undecided, then settle what is felt."""
     started = time.perf_counter()
-    explained = explain(draw, judged, limits, native)
+    try:
+        explained = explain(draw, judged, limits, native)
+    except Exception as error:  # a second look that fails must not cost the verdict; that it failed is said
+        first = (str(error).splitlines() or [""])[0][:200]
+        explained = Explained(missing=f"explaining failed: {type(error).__name__}: {first}")
     draw.seconds["explained"] = time.perf_counter() - started
     settle_impacts(session, judged, facts, draw, limits, options)
     return explained

@@ -95,3 +95,14 @@ def test_a_healthy_pair_has_no_place() -> None:
     record = record_of(BASE, "block0.self_attn", torch.bfloat16)
     assert record["place"] is None
     assert record["likely"] == []
+
+
+def test_a_second_look_that_fails_costs_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr("parity.diagnose.explain.side_ops", broken)
+    engine = Engine({"tiny": edited(tiny_pair(), sinusoid_low)}, Settings(dtype=torch.bfloat16))
+    case = ParityCase("tiny", "sinusoid", "", False)
+    assert engine.case_record(case)["precision"] == "less precise"
+    assert engine.state_record(case)["explained_missing"] == "explaining failed: RuntimeError: no room"
