@@ -200,6 +200,10 @@ class Engine:
             likely=self._likely(judged, draws, place, found),
             known=self.known(case) if judged.different and not judged.logic else None,
             order=place.order,
+            nearest=None if (near := found.explained.nearest.get(case.tap)) is None else near.as_dict(),
+            repair=None if (fix := found.explained.repairs.get(case.tap)) is None else fix.as_dict(),
+            signatures=found.explained.signatures.get(case.tap, []),
+            place=None if (where := found.explained.places.get(case.tap)) is None else where.as_dict(),
         )
 
     def _likely(self, judged: Judged, draws: list[Evidence], place: TapPlace, found: StateResult) -> list[str]:
@@ -207,7 +211,7 @@ class Engine:
             return []
         inside = f"{place.native.split(' ')[0].split('[')[0]}."
         stored = sum(name.startswith(inside) for name in found.stored)
-        causes = likely_causes(judged, draws[0], place.wrong, found.dtypes.get(judged.name, ({}, {})))
+        causes = likely_causes(judged, draws[0], place.wrong, found.dtypes.get(judged.name, ({}, {})), found.explained)
         if stored and judged.direction > 0:
             causes.insert(0, f"stored-weight rounding: {stored} weights here are rounded copies of finer ones")
         return causes[:3]
@@ -257,6 +261,7 @@ class Engine:
             "compiled": {side: {**c.metrics.as_dict(), "excess": c.excess} for side, c in found.compiled.items()},
             "compiled_apart": _compiled_apart(found),
             "finer_weights": found.stored,
+            "explained_missing": found.explained.missing,
             "peak_memory_bytes": found.peak_memory,
             "seconds": found.seconds,
         }

@@ -20,7 +20,7 @@ from parity.impact import Impact
 from parity.loaded import LoadedSide, compiled_parts
 from parity.numerics.metrics import classic_metrics
 from parity.pair import Side
-from parity.stage import Compiled, DrawOf, Dtypes, LockstepPasses, NativePasses, Nudge
+from parity.stage import Compiled, DrawOf, Dtypes, LockstepPasses, NativePasses, Nudge, T
 
 Sinks = Callable[[str], "Sink | None"]
 """From the name of a pass to where its values go; None: memory."""
@@ -160,6 +160,11 @@ class LiveReference(LiveSide):
         """Return for each set of nudges what it does to the output, over the output's own noise."""
         impact: Impact = self._once(draw, "impact", lambda: Impact(self.side, self.taps, draw.inputs))
         return [impact.of(nudges) for nudges in requests]
+
+
+    def at_work(self, draw: DrawOf, work: Callable[[Any], T]) -> T | None:
+        """Do some work on the model, in the draw's state already."""
+        return work(self)
 
 
 class LiveNative(LiveSide):

@@ -24,9 +24,10 @@ from parity.lora.adapter import LoraAdapter, LoraTarget
 from parity.numerics.metrics import ClassicMetrics
 from parity.pair import Build, ModelPair, in_variant
 from parity.recorder import placed
-from parity.stage import Compiled, DrawOf, Dtypes, LockstepPasses, Nudge, Options
+from parity.stage import Compiled, DrawOf, Dtypes, LockstepPasses, Nudge, Options, T
 
 Propagate = Callable[[DrawOf, Sequence[Sequence[Nudge]]], "list[float] | None"]
+AtWork = Callable[[DrawOf, Callable[[Any], Any]], Any]
 
 
 class OtherDtypes(RecordError):
@@ -51,6 +52,7 @@ class Recorded:
         build: what is built.
         options: how it is run.
         again: propagates errors through the reference, where its model can be loaded again.
+        work: does some work on the reference, loaded again.
         kept: where it is from, as a record says: "recording", made elsewhere, or "cache", made by this project's runs.
 
     Raises:
@@ -59,9 +61,10 @@ class Recorded:
 
     def __init__(
         self, folder: Path, pair: ModelPair, build: Build, options: Options, again: Propagate | None = None,
-        kept: str = "recording",
+        work: AtWork | None = None, kept: str = "recording",
     ) -> None:  # fmt: skip
-        self.folder, self._again, self._device, self._kept = RecordingFolder(folder), again, build.device, kept
+        self.folder, self._again, self._work, self._kept = RecordingFolder(folder), again, work, kept
+        self._device = build.device
         self._manifest = self.folder.manifest()
         self.identity: dict[str, Any] = self._manifest["identity"]
         self._pair, self._build = pair, build
@@ -165,6 +168,10 @@ class Recorded:
     def impacts(self, draw: DrawOf, requests: Sequence[Sequence[Nudge]]) -> list[float] | None:
         """Propagate errors through the reference where its model can be loaded; None where it cannot."""
         return None if self._again is None else self._again(draw, requests)
+
+    def at_work(self, draw: DrawOf, work: Callable[[Any], T]) -> T | None:
+        """Do some work on the reference's model where it can be loaded; None where it cannot."""
+        return None if self._work is None else self._work(draw, work)
 
     def _check_dtypes(self, taps: Sequence[Tap], trace: Trace, native: Dtypes) -> None:
         wanted = coarser(taps, trace, native)

@@ -108,13 +108,18 @@ class ReferenceAtWork:
 
     def impacts(self, draw: DrawOf, requests: Sequence[Any]) -> list[float]:
         """Propagate errors through the reference in the draw's state."""
+        found: list[float] = self.working(draw, lambda live: live.impacts(draw, requests))
+        return found
+
+    def working(self, draw: DrawOf, work: Callable[[LiveReference], Any]) -> Any:
+        """Do some work on the reference in the draw's state."""
         pair = in_variant(self.plan.pair, draw.options.variant)
         with ExitStack() as stack:
             stack.enter_context(self.live.running(pair.reference, pair.taps(self.plan.build)))
             self.live.learn_constants(draw)
             if draw.lora and self.adapter is not None:
                 stack.enter_context(with_lora(self.side, self.adapter))
-            return self.live.impacts(draw, requests)
+            return work(self.live)
 
 
 def record_reference(plan: Plan, folder: Path, *, resume: bool = False, tell: Tell = lambda text: None) -> Path:

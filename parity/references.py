@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from parity.cached import cached_recording
 from parity.errors import RecordError
 from parity.io.recording import RecordingFolder
+from parity.live import LiveReference
 from parity.pair import Build, ModelPair
 from parity.recorded import OtherDtypes, Recorded
 from parity.recorder import Plan, ReferenceAtWork, State
@@ -102,7 +104,8 @@ class References:
             return None
         plan = Plan(pair, build, options, states, self._dtypes.get(pair.name, {}))
         folder = self._in_cache(plan)
-        return Recorded(folder, pair, build, options, partial(self._again, plan), kept="cache")
+        again, work = partial(self._again, plan), partial(self._work, plan)
+        return Recorded(folder, pair, build, options, again, work, kept="cache")
 
     def learn(self, pair: str, error: OtherDtypes) -> None:
         """Note the native's dtypes, for which the reference is to be recorded.
@@ -122,13 +125,18 @@ class References:
             at_work.close()
 
     def _again(self, plan: Plan, draw: DrawOf, requests: Sequence[Sequence[Nudge]]) -> list[float]:
-        """Load the reference once more, with the native gone, and propagate errors through it."""
+        """Propagate errors through the reference."""
+        found: list[float] = self._work(plan, draw, lambda live: live.impacts(draw, requests))
+        return found
+
+    def _work(self, plan: Plan, draw: DrawOf, work: Callable[[LiveReference], Any]) -> Any:
+        """Load the reference once more, with the native gone, and do some work on it."""
         self.make_room()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         at_work = ReferenceAtWork(plan)
         try:
-            return at_work.impacts(draw, requests)
+            return at_work.working(draw, work)
         finally:
             at_work.close()

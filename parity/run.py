@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,15 +11,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from parity.diagnose.explain import Explained, explain, native_ops
+from parity.diagnose.places import SideOps
 from parity.draws import Draw
 from parity.errors import LoraError, ShadowError, TapError
 from parity.execution.passes import OUTPUT
 from parity.execution.tap import Inputs, Tap
 from parity.execution.trace import same_bits
+from parity.felt import settle_impacts
 from parity.numerics.evidence import Evidence
 from parity.numerics.limits import Limits, limits_for
-from parity.numerics.verdict import Judged, TapFacts, judge, settle
-from parity.stage import Compiled, DrawOf, JudgedSession, Nudge, Options
+from parity.numerics.verdict import Judged, TapFacts, judge
+from parity.stage import Compiled, DrawOf, JudgedSession, Options
 
 
 @dataclass
@@ -47,6 +51,7 @@ class StateResult:
     """Per compiled side, its output compiled against eager."""
     dtypes: dict[str, tuple[Mapping[str, int], Mapping[str, int]]] = field(default_factory=dict)
     """Per tap, in which dtypes each side ran the ops of the segment that ends there."""
+    explained: Explained = field(default_factory=Explained)
 
     @property
     def first_different(self) -> str | None:
@@ -89,11 +94,14 @@ def _run_state(
         facts = [_facts(t, session) for t in session.taps if t.reference and t.native]
         judged = judge(facts, [d.evidence for d in draws], limits)
         stored = session.finer_weights(lora)
+        native = None if session.recorded is None else native_ops(draws[0], judged)
         if session.recorded is None:
-            _settle_impacts(session, judged, facts, draws[0], limits, options)
+            explained = _explained(session, judged, facts, draws[0], limits, options)
     if session.recorded is not None:  # the reference's model may be loaded for it, where the native's is now
-        _settle_impacts(session, judged, facts, draws[0], limits, options)
-    return _result(lora, judged, facts, draws, limits, stored)
+        explained = _explained(session, judged, facts, draws[0], limits, options, native)
+    result = _result(lora, judged, facts, draws, limits, stored)
+    result.explained = explained
+    return result
 
 
 def planned_draws(
@@ -131,51 +139,20 @@ def _facts(tap: Tap, session: JudgedSession) -> TapFacts:
     return TapFacts(tap.name, tap.kind, tap.block, tap.has_attention, session.pair.declared.get(tap.name))
 
 
-def _settle_impacts(
+def _explained(
     session: JudgedSession, judged: dict[str, Judged], facts: Sequence[TapFacts], draw: Draw, limits: Limits,
-    options: Options,
-) -> None:  # fmt: skip
-    """Compute impacts jointly per kind of tap, and alone for the first few, and settle felt or drowned."""
-    different = [f for f in facts if judged[f.name].different]
-    if not different:
-        return
-    taps = {t.name: t for t in session.taps}
-    groups: list[list[str]] = []
-    for kind in dict.fromkeys(f.kind for f in different):
-        members = [f.name for f in different if f.kind == kind]
-        if all(taps[n].replace or n == OUTPUT for n in members):
-            groups.append(members)
-        else:
-            for name in members:
-                settle(judged[name], None, limits)
-    requests = [request for members in groups for request in _requests(members, options.singles)]
-    nudges = [[Nudge(taps[n], draw.delta(taps[n])) for n in request] for request in requests]
-    found = session.reference_stage.impacts(draw.of, nudges) if requests else []
-    unknown: list[float | None] = [None] * len(requests)
-    impacts = dict(zip(requests, found or unknown, strict=True))
-    for members in groups:
-        _settle_kind(judged, members, impacts, limits, options.singles)
-
-
-def _requests(members: Sequence[str], singles: int) -> list[tuple[str, ...]]:
-    """Return which taps of a kind are nudged together: all of them, then the first few alone."""
-    alone = [(name,) for name in members[:singles]] if len(members) > 1 else []
-    return [tuple(members), *alone]
-
-
-def _settle_kind(
-    judged: dict[str, Judged], members: Sequence[str], impacts: Mapping[tuple[str, ...], float | None], limits: Limits,
-    singles: int,
-) -> None:  # fmt: skip
-    joint = impacts[tuple(members)]
-    if joint is None:
-        for name in members:
-            settle(judged[name], None, limits)
-        return
-    for number, name in enumerate(members):
-        alone = impacts.get((name,)) if number < singles else None
-        how = f"; {joint:.2g} jointly over {len(members)} taps of its kind" if len(members) > 1 else ""
-        settle(judged[name], max(joint if alone is None else alone, joint), limits, how)
+    options: Options, native: SideOps | None = None,
+) -> Explained:  # fmt: skip
+    """Explain differences, which may decide what was undecided, then settle what is felt."""
+    started = time.perf_counter()
+    try:
+        explained = explain(draw, judged, limits, native)
+    except Exception as error:  # a second look that fails must not cost the verdict; that it failed is said
+        first = (str(error).splitlines() or [""])[0][:200]
+        explained = Explained(missing=f"explaining failed: {type(error).__name__}: {first}")
+    draw.seconds["explained"] = time.perf_counter() - started
+    settle_impacts(session, judged, facts, draw, limits, options)
+    return explained
 
 
 def _result(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -111,6 +111,9 @@ class Nudge:
     delta: Tensor
 
 
+T = TypeVar("T")
+
+
 class ReferenceStage(Protocol):
     """The reference's part of every draw."""
 
@@ -138,6 +141,9 @@ class ReferenceStage(Protocol):
 
     def impacts(self, draw: DrawOf, requests: Sequence[Sequence[Nudge]]) -> list[float] | None:
         """Return what each set of nudges does to the output, over the output's own noise; None: not to be had."""
+
+    def at_work(self, draw: DrawOf, work: Callable[[Any], T]) -> T | None:
+        """Return what some work on the model, a `LiveReference` in the draw's state, gives; None: not to be had."""
 
 
 class JudgedSession(Protocol):

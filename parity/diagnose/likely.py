@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from parity.diagnose.explain import Explained
 from parity.numerics.evidence import Evidence
 from parity.numerics.verdict import Judged
 from parity.weights.load import WeightComparison
@@ -21,15 +22,33 @@ _WIDTH = {"float64": 3, "float32": 2, "complex64": 2, "complex128": 3, "float16"
 
 def likely_causes(
     judged: Judged, evidence: Evidence, weights: Sequence[WeightComparison],
-    dtypes: tuple[Mapping[str, int], Mapping[str, int]],
+    dtypes: tuple[Mapping[str, int], Mapping[str, int]], explained: Explained,
 ) -> list[str]:  # fmt: skip
-    """Return what probably causes a difference at a tap, most certain first; at most three."""
+    """Return what probably causes a difference at a tap, most certain first; at most three.
+
+    Args:
+        judged: the verdict.
+        evidence: of the first draw.
+        weights: wrong weights under the native's module at the tap, where it is not known what the segment reads.
+        dtypes: in which dtypes each side ran the segment's ops.
+        explained: what a second look found.
+    """
     if not judged.different:
         return []
-    found = _weights(weights)
+    nearest, place = explained.nearest.get(judged.name), explained.places.get(judged.name)
+    found = _weights(explained.wrong.get(judged.name, weights))
+    if judged.name in explained.repairs:
+        found.append(explained.repairs[judged.name].sentence())
+    if nearest is not None and nearest.explains:
+        found.append(nearest.words())
+    found += [words for _, words in explained.signatures.get(judged.name, [])[:1]]
+    if place is not None:
+        found += place.words()
     if evidence.reference_dtype != evidence.native_dtype:
         found.append(_dtype(evidence))
-    found += _precision(*dtypes)
+    told = judged.logic or (nearest is not None and nearest.explains) or (place is not None and bool(place.dtypes))
+    if not told:
+        found += _precision(*dtypes)
     return found[:3]
 
 

@@ -63,4 +63,3 @@ class LatticeTwin(Shadow):
             super()._cast(source, out)
         else:
             self.table.adopt(out, self._rounded(self._high(source), bits(out.dtype)))
-

@@ -32,7 +32,9 @@ def outcome_of(judged: Judged, known: str | None = None) -> str:
 def case_record(
     *, case_id: str, pair: str, state: str, judged: Judged, draws: Sequence[Evidence], limits: Limits,
     paths: tuple[str, str], drift: float, first: str | None, likely: Sequence[str], known: str | None = None,
-    order: int = 0,
+    order: int = 0, nearest: Mapping[str, Any] | None = None,
+    place: Mapping[str, Any] | None = None, repair: Mapping[str, Any] | None = None,
+    signatures: Sequence[tuple[str, str]] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Return the record of one case; numbers are the worst over draws."""
     worst = max(draws, key=lambda e: (_nan_last(e.logic_error), _nan_last(e.metrics.rel_l2))) if draws else None
@@ -52,6 +54,10 @@ def case_record(
         "amber": judged.amber,
         "reasons": list(judged.reasons),
         "likely": list(likely),
+        "nearest": None if nearest is None else dict(nearest),
+        "place": None if place is None else dict(place),
+        "repair": None if repair is None else dict(repair),
+        "signatures": [list(s) for s in signatures],
         "first_different": first,
         "logic_error": worst.logic_error if worst else None,
         "logic_limit": limits.logic_error,
@@ -91,7 +97,8 @@ def unjudged_record(
 _BLANK: dict[str, Any] = {
     "id": "", "pair": "", "state": "", "tap": "", "reference_path": None, "native_path": None,
     "verdict": VerdictClass.NOT_JUDGED.value, "outcome": "error", "known": None, "order": 0, "logic": False,
-    "precision": None, "amber": False, "reasons": [], "likely": [], "first_different": None, "logic_error": None,
+    "precision": None, "amber": False, "reasons": [], "likely": [], "nearest": None, "place": None,
+    "repair": None, "signatures": [], "first_different": None, "logic_error": None,
     "logic_limit": None, "logic_error_of_constants": None, "rounding_excess": {}, "shown_by": "", "impact": None,
     "impact_limit": None, "drift": None, "reference_dtype": None, "native_dtype": None,
     "excess_after_rounding_both": None, "rows": [], "excluded_rows": [], "coherence": None, "reference_noise": None,

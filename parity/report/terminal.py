@@ -145,6 +145,8 @@ def _extras(state: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("decisions", f"{state['decisions']} replayed, {flips} flipped, {unmatched} without counterpart"))
     if state.get("known_unused"):
         rows.append(("known", f"no longer different, to be dropped from the pair: {', '.join(state['known_unused'])}"))
+    if state.get("explained_missing"):
+        rows.append(("explained", state["explained_missing"]))
     if state["absent_taps"]:
         rows.append(("absent", "; ".join(f"{k} ({v})" for k, v in state["absent_taps"].items())))
     return rows

@@ -15,7 +15,7 @@ KNOWN = "PAIR = replace(edited(tiny_pair('known', depth=1, lora=None), sinusoid_
 # One rounding more, and too few tokens to tell whether it is a lost island.
 UNJUDGED = """
 few = lambda build, seed: tiny_inputs(build, seed, size=(1, 2, 3))
-PAIR = edited(tiny_pair('unjudged', depth=1, lora=None, inputs=few), down_rounded_twice)
+PAIR = edited(tiny_pair('unjudged', depth=1, lora=None, inputs=few), down_in_two_parts)
 """
 NONDETERMINISTIC = """
 calls = [0.0]

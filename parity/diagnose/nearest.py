@@ -1,0 +1,239 @@
+"""The nearest reference variant: which roundings, added to the reference or taken from it, make it the native.
+
+Rounding is deterministic: the right edit of the reference's segment is near the native as a whole vector, often bit for
+bit, so a handful of tokens is enough. Candidates are the roundings the segment has and the wide ops it could round,
+grouped by line of code, by function and whole; a greedy search finds sets of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from parity.diagnose.candidates import Candidate, Target, by_line, candidates
+from parity.diagnose.forwards import Forwards
+from parity.errors import ModelFailed
+from parity.execution.edits import Edit
+
+EXPLAINED = 0.75
+"""Ratio of distances below which a variant counts: no benign kernel came below 0.80."""
+_HELPS, _STEP, _STEPS = 0.02, 0.9, 6
+_SMALLEST = 32
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The variant of the reference that is nearest to the native.
+
+    Args:
+        edits: in words, with the reference's lines. ratio: distance to it over distance to the reference as written.
+        bit_exact: it has every bit of the native. direction: +1 the native rounds more, -1 less.
+        elements: how many differ between native and reference.
+        kernel: every edit is inside an attention kernel.
+    """
+
+    edits: tuple[str, ...]
+    ratio: float
+    bit_exact: bool
+    direction: int
+    elements: int
+    kernel: bool = False
+
+    @property
+    def explains(self) -> bool:
+        """Whether the variant is near enough to be what the native does."""
+        return bool(self.edits) and self.ratio < EXPLAINED
+
+    @property
+    def proves(self) -> bool:
+        """Whether it shows a difference by itself: not a kernel's own, and not of a handful of elements."""
+        return self.explains and not self.kernel and self.elements >= _SMALLEST
+
+    def words(self) -> str:
+        """Say it in a line."""
+        edits = " and ".join(self.edits)
+        with_it = "bit-exact with the native" if self.bit_exact else f"at {self.ratio:.2g} of its distance"
+        return f"the reference with {edits} is {with_it}"
+
+    def as_dict(self) -> dict[str, object]:
+        """Return plain data for a record."""
+        return {
+            "edits": list(self.edits), "ratio": self.ratio, "bit_exact": self.bit_exact, "words": self.words(),
+            "explains": self.explains, "elements": self.elements,
+        }  # fmt: skip
+
+
+def nearest_variants(forwards: Forwards, targets: Sequence[Target], low: torch.dtype) -> dict[str, Nearest]:
+    """Search the nearest variant of the reference for each target.
+
+    Args:
+        forwards: the reference's, in lockstep, of the draw the targets are from.
+        targets: what to explain; segments without influence on each other share forwards.
+        low: the 16-bit dtype of the build, or of the native.
+    """
+    searches = [s for s in (_Search(t, forwards.base.values[t.name].low) for t in targets) if s.differs]
+    if not searches:
+        return {}
+    trace = forwards.traced(low)
+    for search in searches:
+        search.cone = trace.trace.cones.get(search.target.name, 0)
+        search.pool = list(candidates(search.target, trace, search.relative))
+    _evaluate(forwards, [(s, (c,)) for s in searches for c in s.pool])
+    for search in searches:
+        search.take_best()
+    for _ in range(_STEPS):
+        jobs = [(s, (*s.chosen, c)) for s in searches if s.goes_on for c in s.helpful()]
+        if not jobs:
+            break
+        _evaluate(forwards, jobs)
+        for search in searches:
+            search.take_best()
+    _prune(forwards, searches)
+    return {s.target.name: s.result() for s in searches}
+
+
+Chosen = tuple[Candidate, ...]
+
+
+@dataclass
+class _Search:
+    """The search for one target."""
+
+    target: Target
+    reference: Tensor
+    cone: int = 0
+    pool: list[Candidate] = field(default_factory=list)
+    chosen: Chosen = ()
+    ratio: float = 1.0
+    found: list[tuple[float, Chosen]] = field(default_factory=list)
+    alone: dict[int, float] = field(default_factory=dict)
+    goes_on: bool = True
+
+    def __post_init__(self) -> None:
+        own, native = self._rows(self.reference), self._rows(self.target.native)
+        self._native, self._own = native, own
+        self._finite = own.isfinite() & native.isfinite()
+        self.elements = int(((own != native) & self._finite).sum())
+        self._distance = self._norm(native - own)
+        size = self._norm(own)
+        self.relative = self._distance / size if size else math.inf
+        self.differs = self.elements > 0 and self._distance > 0
+
+    def _rows(self, value: Tensor) -> Tensor:
+        kept = value if self.target.valid is None else value[self.target.valid.expand(value.shape)]
+        wide = torch.view_as_real(kept) if kept.is_complex() else kept
+        return wide.double().flatten()
+
+    def _norm(self, difference: Tensor) -> float:
+        return float(torch.where(self._finite, difference, 0.0).norm())
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether a set seen in this round has every bit of the native: narrow sets are tried first."""
+        return any(ratio == 0.0 for ratio, _ in self.found)
+
+    def see(self, chosen: Chosen, value: Tensor) -> None:
+        """Take the value the tap has with edits."""
+        ratio = self._norm(self._native - self._rows(value)) / self._distance
+        ratio = ratio if ratio == ratio else math.inf
+        if len(chosen) == 1:
+            self.alone[id(chosen[0])] = ratio
+        self.found.append((ratio, chosen))
+
+    def take_best(self) -> None:
+        """Go on from the best set seen; of sets that do the same, from the one that edits least."""
+        found, self.found = self.found, []
+        if not found or not self.goes_on:
+            return
+        least = min(ratio for ratio, _ in found)
+        near = [(_edited(chosen), ratio, chosen) for ratio, chosen in found if ratio <= least * 1.0001 + 1e-12]
+        _, ratio, chosen = min(near, key=lambda f: f[:2])
+        self.goes_on = ratio <= _STEP * self.ratio
+        if self.goes_on:
+            self.ratio, self.chosen = ratio, chosen
+        self.goes_on &= self.ratio > 0.0
+
+    def helpful(self) -> list[Candidate]:
+        """Return what brought the reference nearer alone, by a share of what is left now, and is not edited yet."""
+        held = set().union(*(c.edits for c in self.chosen))
+        least = _HELPS * self.ratio**2
+        return [c for c in self.pool if 1.0 - self.alone.get(id(c), 1.0) ** 2 > least and not set(c.edits) <= held]
+
+    def result(self) -> Nearest:
+        """Return what was found."""
+        return Nearest(
+            edits=tuple(c.words() for c in self.chosen),
+            ratio=self.ratio,
+            bit_exact=self.ratio == 0.0,
+            direction=self.chosen[0].direction if self.chosen else 0,
+            elements=self.elements,
+            kernel=bool(self.chosen) and all(c.kernel for c in self.chosen),
+        )
+
+
+def _edited(chosen: Chosen) -> tuple[int, int]:
+    """Rank sets that do the same: few ops, and an op run low before its output rounded."""
+    return len(_union(chosen)), sum(c.kind == "round" for c in chosen)
+
+
+def _union(chosen: Chosen) -> dict[int, Edit]:
+    edits: dict[int, Edit] = {}
+    for candidate in chosen:
+        edits.update(candidate.edits)
+    return edits
+
+
+def _evaluate(forwards: Forwards, jobs: Sequence[tuple[_Search, Chosen]]) -> None:
+    """Run every job; jobs of segments that do not influence each other share a forward."""
+    left = list(jobs)
+    while left := [job for job in left if not job[0].is_exact]:
+        batch: list[tuple[_Search, Chosen]] = []
+        for job in left:
+            if all(_apart(job, other) for other in batch):
+                batch.append(job)
+        taken = {id(job) for job in batch}
+        left = [job for job in left if id(job) not in taken]
+        edits: dict[int, Edit] = {}
+        for _, chosen in batch:
+            edits.update(_union(chosen))
+        try:
+            values = forwards.edited(edits, [s.target.name for s, _ in batch])
+        except ModelFailed:  # an op that does not run in that dtype: the variant does not exist
+            if len(batch) > 1:
+                for job in batch:
+                    _evaluate(forwards, [job])
+            continue
+        for search, chosen in batch:
+            search.see(chosen, values[search.target.name])
+
+
+def _apart(one: tuple[_Search, Chosen], other: tuple[_Search, Chosen]) -> bool:
+    """Say whether two jobs can share a forward: neither edits what the other's tap is made of."""
+    if one[0] is other[0]:
+        return False
+    mine, theirs = (sum(1 << n for n in _union(job[1])) for job in (one, other))
+    return not (mine & other[0].cone or theirs & one[0].cone)
+
+
+def _prune(forwards: Forwards, searches: Sequence[_Search]) -> None:
+    """Drop edits that do nothing: by line of code, as long as the ratio stays."""
+    for search in searches:
+        search.chosen = tuple(part for c in search.chosen for part in by_line(c))
+        search.goes_on = True
+    for position in range(max((len(s.chosen) for s in searches), default=0) - 1, -1, -1):
+        jobs = [
+            (s, s.chosen[:position] + s.chosen[position + 1 :])
+            for s in searches if position < len(s.chosen) and len(s.chosen) > 1
+        ]  # fmt: skip
+        _evaluate(forwards, jobs)
+        for search in searches:
+            found, search.found = search.found, []
+            if found and found[0][0] <= search.ratio * 1.05:
+                search.ratio, search.chosen = found[0]
+
+
+__all__ = ["EXPLAINED", "Candidate", "Nearest", "Target", "nearest_variants"]

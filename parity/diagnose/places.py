@@ -1,0 +1,243 @@
+"""Where in the code a difference is made: the two sides' ops are matched by their exact values.
+
+Two ops that give the same value are the same step, whatever they are called and however they lay it out. Walking back
+from a faulty tap to where the values agree gives the first op that differs, with its line and module; steps that agree
+in value but not in dtype are the dtype trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from parity.diagnose.forwards import Enough, Nowhere
+from parity.execution.decisions import Decisions
+from parity.execution.hooks import TapHooks
+from parity.execution.op_values import OpShadow, OpValue, Values, values_of
+from parity.execution.ops import numbers
+from parity.execution.passes import OUTPUT, Restart
+from parity.execution.tap import Inputs, Tap
+from parity.live import LiveSide
+from parity.stage import DrawOf
+
+_PLAIN = frozenset({"t", "view", "clone", "copy_", "cat", "stack"})
+
+
+@dataclass(frozen=True)
+class Step:
+    """One op of a side, in words.
+
+    Args:
+        name: of the op. dtype: of its output. line: of the side's code. module: path of the module, "" where unknown.
+    """
+
+    name: str
+    dtype: str
+    line: str
+    module: str
+
+    def __str__(self) -> str:
+        return f"`{self.name}` at {self.line}" + (f" in {self.module}" if self.module else "")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tap's difference is made.
+
+    Args:
+        native: the first native op whose value the reference does not have; None where all agree in value.
+        reference: the first of the reference's that the native does not have.
+        dtypes: steps of one value that the two sides run in different dtypes, in order: native, reference.
+        weights: native parameters the tap's segment reads.
+        notes: what else differs: autocast, 16-bit content of wide values, TF32.
+    """
+
+    native: Step | None = None
+    reference: Step | None = None
+    dtypes: tuple[tuple[Step, Step], ...] = ()
+    weights: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def words(self) -> list[str]:
+        """Say it: where the functions part, then where the dtypes do."""
+        found = []
+        if self.native is not None:
+            other = f"; the reference has {self.reference}" if self.reference is not None else ""
+            found.append(f"differs from {self.native} on{other}")
+        elif self.reference is not None:
+            found.append(f"the native has nothing for {self.reference}")
+        for native, reference in self.dtypes[:1]:
+            more = f", and {len(self.dtypes) - 1} more ops" if len(self.dtypes) > 1 else ""
+            found.append(f"{native} runs in {native.dtype}, in {reference.dtype} in the reference{more}")
+        return [*found, *self.notes]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data for a record."""
+        return {
+            "native": None if self.native is None else str(self.native),
+            "reference": None if self.reference is None else str(self.reference),
+            "dtypes": [[str(n), n.dtype, str(r), r.dtype] for n, r in self.dtypes[:8]],
+            "notes": list(self.notes),
+        }
+
+
+@dataclass
+class SideOps:
+    """The ops of one lockstep pass of a side, with their exact values."""
+
+    shadow: OpShadow
+    modules: Mapping[int, str]
+
+    def of(self, tap: str) -> list[OpValue]:
+        """Return the ops a tap's value is made of, in order."""
+        given = self.shadow.given
+        return [given[n] for n in numbers(self.shadow.log.trace.cones.get(tap, 0)) if n in given]
+
+    def step(self, op: OpValue | None) -> Step | None:
+        """Word an op."""
+        if op is None:
+            return None
+        dtype = str(op.op.dtype).removeprefix("torch.")
+        return Step(op.op.name, dtype, str(op.op.source), self.modules.get(op.op.module, ""))
+
+
+@dataclass
+class _Watching:
+    """A restart that tells an op log what each tap is made of."""
+
+    inner: Restart
+    shadow: OpShadow
+    last: str
+    wants: Callable[[Tap], bool]
+    kept: Callable[[Tap, Tensor], Tensor | None] | None = field(default=None)
+
+    def __call__(self, tap: Tap, value: Tensor, number: int) -> Tensor | None:
+        self.shadow.log.reached(tap.name, value)
+        new = self.inner(tap, value, number)
+        self.shadow.log.replaced(value if new is None else new)
+        return new
+
+    def passed(self, tap: Tap, value: Tensor, number: int) -> None:
+        """Note a tap that is recorded and not replaced."""
+        self.shadow.log.reached(tap.name, value)
+
+    def output(self, out: Tensor) -> Tensor:
+        """Note the final output, behind which nothing is wanted."""
+        self.shadow.log.reached(OUTPUT, out)
+        raise Enough
+
+
+def side_ops(live: LiveSide, draw: DrawOf, restart: Restart, decisions: Decisions | None = None) -> SideOps:
+    """Run one side in lockstep once more and keep what every op gives.
+
+    Args:
+        live: the side.
+        draw: the draw.
+        restart: what each tap goes on with.
+        decisions: to replay; None: its own.
+    """
+    model, runner = live.side.model, live.runner()
+    own = None if decisions is None else Decisions(replayed=decisions)
+    shadow = live.side.shadow(OpShadow, draw.inputs, dtype=draw.options.shadow_dtype, decisions=own)
+    assert isinstance(shadow, OpShadow)
+    shadow.name_parameters(model.named_parameters())
+    wants = getattr(restart, "wants", lambda tap: True)
+    watching = _Watching(restart, shadow, "", wants, getattr(restart, "kept", None))
+    others = [t for t in runner.taps if not (t.restarts and wants(t))]
+    around, output = runner.around, runner.output
+
+    def within(model: nn.Module, inputs: Inputs) -> AbstractContextManager[Any]:
+        stack = ExitStack()
+        stack.enter_context(TapHooks(model, others, runner.side, watching.passed).attached())
+        stack.enter_context(around(model, inputs))
+        return stack
+
+    watched = replace(runner, around=within, output=lambda out: watching.output(output(out)))
+    with suppress(Enough):
+        watched.run(draw.inputs, watching, shadow, sink=Nowhere())
+    return SideOps(shadow, {id(module): name for name, module in model.named_modules()})
+
+
+def place_of_difference(tap: str, native: SideOps, reference: SideOps, logic: bool = True) -> Place:
+    """Say where the two sides part in a tap's segment.
+
+    Args:
+        tap: its name.
+        native: the native's ops.
+        reference: the reference's.
+        logic: whether the two are different functions.
+    """
+    theirs, ours = reference.of(tap), native.of(tap)
+    their_values = values_of(theirs)
+    dtypes = tuple(
+        (a, b) for n, r in _apart(ours, their_values)
+        if (a := native.step(n)) is not None and (b := reference.step(r)) is not None
+    )  # fmt: skip
+    parted = first_unmatched(ours, their_values) if logic else None
+    without = first_unmatched(theirs, values_of(ours)) if logic else None
+    reordered = logic and parted is None and without is None and ours and theirs
+    return Place(
+        native=native.step(parted),
+        reference=reference.step(without),
+        dtypes=dtypes,
+        weights=tuple(dict.fromkeys(w for op in ours for w in op.weights)),
+        notes=(
+            *(["the values are the reference's, in another order"] if reordered else []),
+            *_notes(ours, theirs, their_values, native, reference),
+        ),
+    )
+
+
+def unmatched(ops: Sequence[OpValue], others: Values) -> dict[int, OpValue]:
+    """Walk back from the last op to values the other side has too; return the ops on the way, by number."""
+    by_number = {o.op.number: o for o in ops}
+    region: dict[int, OpValue] = {}
+    left = [ops[-1].op.number] if ops else []
+    while left:
+        op = by_number.get(left.pop())
+        if op is None or op.op.number in region or op.value is None or others.find(op.value):
+            continue
+        region[op.op.number] = op
+        left += [made for value, made in op.inputs if value is not None and not others.find(value)]
+    return region
+
+
+def first_unmatched(ops: Sequence[OpValue], others: Values) -> OpValue | None:
+    """Return the first op on the way back that reads a value both sides have."""
+    region = unmatched(ops, others)
+    # Where data both sides have enters is where they part; a table may merely be laid out otherwise.
+    entered = [n for n, op in region.items() if any(made < 0 or others.find(value) for value, made in op.inputs)]
+    return region[min(entered or region)] if region else None
+
+
+def _apart(ops: Sequence[OpValue], others: Values) -> Iterator[tuple[OpValue, OpValue]]:
+    """Yield ops of one value whose dtypes differ, casts and moves left out."""
+    for op in ops:
+        if _moves(op):
+            continue
+        same = [o for o in others.find(op.value) if o is not None and not _moves(o)]
+        if same and all(o.op.dtype != op.op.dtype for o in same):
+            yield op, same[0]
+
+
+def _moves(op: OpValue) -> bool:
+    return op.op.rule.cast or op.op.rule.moves or op.op.name in _PLAIN
+
+
+def _notes(
+    ours: Sequence[OpValue], theirs: Sequence[OpValue], values: Values, native: SideOps, reference: SideOps
+) -> Iterator[str]:
+    if any(o.autocast for o in ours) != any(o.autocast for o in theirs):
+        yield f"autocast is on in the {'native' if any(o.autocast for o in ours) else 'reference'} only"
+    for op in ours:
+        same = [o for o in values.find(op.value) if o is not None and o.op.dtype == op.op.dtype]
+        if op.holds_low and same and not any(o.holds_low for o in same):
+            yield f"{native.step(op)} is {str(op.op.dtype).removeprefix('torch.')} and holds 16-bit values only"
+            break
+    sides = native.shadow.matmul, reference.shadow.matmul
+    if sides[0] != sides[1]:
+        yield f"float32 matmul precision is {sides[0]!r} in the native, {sides[1]!r} in the reference"

@@ -1,0 +1,83 @@
+"""What could be wrong with the parameters a segment reads: another's in their place, another order, another scale."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from parity.execution.changes import Change
+
+
+def parameter_changes(names: Sequence[str], held: Mapping[str, Tensor], heads: int = 0) -> Iterator[Change]:
+    """List what could be wrong with the parameters a segment reads: another's, in another order, scaled.
+
+    Args:
+        names: what the segment reads.
+        held: all of the model's.
+        heads: of attention, 0 where unknown.
+    """
+    yield from _swapped(names, held)
+    for name in names:
+        p = held[name]
+        for words, new in _forms(p, heads):
+            yield Change(f"{name} {words}", ((p, new),))
+
+
+def _swapped(names: Sequence[str], held: Mapping[str, Tensor]) -> Iterator[Change]:
+    modules = list(dict.fromkeys(n.rpartition(".")[0] for n in names))
+    own = {m: {n.rpartition(".")[2]: p for n, p in held.items() if n.rpartition(".")[0] == m} for m in modules}
+    done: set[frozenset[str]] = set()
+    for one, other in ((m, o) for m in modules for o in _same_block(m, held)):
+        mine, theirs = own[one], {n.rpartition(".")[2]: p for n, p in held.items() if n.rpartition(".")[0] == other}
+        if frozenset((one, other)) in done or not _alike(mine, theirs):
+            continue
+        done.add(frozenset((one, other)))
+        pairs = [(mine[k], theirs[k]) for k in mine]
+        instead = [(a, b.detach().clone()) for a, b in (*pairs, *((b, a) for a, b in pairs))]
+        yield Change(f"{one} and {other} exchanged", tuple(instead))
+
+
+def _same_block(module: str, held: Mapping[str, Tensor]) -> list[str]:
+    """List what a module could be mistaken for: the others of its block, itself in the blocks beside it."""
+    found = re.match(r"(.*?\.)(\d+)(\..*)?$", module)
+    others = dict.fromkeys(n.rpartition(".")[0] for n in held)
+    if found is None:
+        return [o for o in others if o != module and not re.search(r"\.\d+(\.|$)", o)]
+    block = f"{found[1]}{found[2]}."
+    beside = [f"{found[1]}{int(found[2]) + step}{found[3] or ''}" for step in (-1, 1)]
+    return [*(o for o in others if o.startswith(block) and o != module), *(b for b in beside if b in others)]
+
+
+def _alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return bool(one) and {k: (p.shape, p.dtype) for k, p in one.items()} == {
+        k: (p.shape, p.dtype) for k, p in other.items()
+    }
+
+
+def _forms(p: Tensor, heads: int) -> Iterator[tuple[str, Tensor]]:
+    """List other forms of a parameter, each in its shape."""
+    p = p.detach()
+    if p.dim() == 2 and p.shape[0] == p.shape[1]:
+        yield "transposed", p.t().contiguous()
+    if p.dim() == 1:
+        yield "plus 1", p + 1
+        yield "less 1", p - 1
+    for dim in range(min(p.dim(), 2)):
+        size, axis = p.shape[dim], ("rows" if p.dim() > 1 else "values", "columns")[dim]
+        for parts in (2, 3, 6):
+            if size % parts == 0 and size > parts:
+                yield f"with its {parts} chunks of {axis} reversed", torch.cat(p.chunk(parts, dim)[::-1], dim)
+        if size % 2 == 0 and size > 2:
+            pairs = p.unflatten(dim, (2, size // 2)).transpose(dim, dim + 1).flatten(dim, dim + 1)
+            yield f"with its halves of {axis} interleaved", pairs
+            halves = p.unflatten(dim, (size // 2, 2)).transpose(dim, dim + 1).flatten(dim, dim + 1)
+            yield f"with its pairs of {axis} taken apart into halves", halves
+        if heads > 1 and size % heads == 0:
+            each = size // heads
+            yield from ((f"rolled by {s} heads of {axis}", p.roll(s * each, dim)) for s in (1, -1))
+            within = p.unflatten(dim, (each, heads)).transpose(dim, dim + 1).flatten(dim, dim + 1)
+            yield f"with {axis} ordered by head first", within
+    yield from ((f"times {c:g}", p * c) for c in (-1.0, 2.0, 0.5))

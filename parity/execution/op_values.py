@@ -1,0 +1,171 @@
+"""Exact values of the ops of a forward, told apart by size alone: what is the same value in another layout or dtype."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parity.execution.memory import leaves
+from parity.execution.ops import Op, OpLog, memory_of
+from parity.execution.rules import rule_of
+from parity.execution.shadow import Shadow
+from parity.execution.storage import bits, is_float
+
+SPLITS = frozenset({"split", "split_with_sizes", "unbind", "chunk"})
+_CLOSE = 1e-9
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """A value without its order: number of elements, norm and sum, in float64."""
+
+    elements: int
+    norm: float
+    total: float
+
+    def key(self) -> tuple[int, int]:
+        """Return what equal values share, up to a step of one in the second."""
+        return self.elements, round(math.log(self.norm) / (4 * _CLOSE)) if self.norm > 0 else 0
+
+    def same(self, other: Fingerprint) -> bool:
+        """Say whether two values can be one."""
+        slack = _CLOSE * max(self.norm, other.norm)
+        return (
+            self.elements == other.elements
+            and abs(self.norm - other.norm) <= slack
+            and abs(self.total - other.total) <= slack * math.sqrt(max(1, self.elements))
+        )
+
+
+@dataclass(frozen=True)
+class OpValue:
+    """What an op gave.
+
+    Args:
+        op: the op. value: its exact output; None where it is not trusted.
+        inputs: for each float input that is no weight or constant: its exact value, and the op that made it last (-1:
+            lockstep set it).
+        holds_low: the output is wider than 16 bits and holds 16-bit values only.
+        autocast: it ran under autocast. weights: parameters it read. scalars: numbers it was called with.
+    """
+
+    op: Op
+    value: Fingerprint | None
+    inputs: tuple[tuple[Fingerprint | None, int], ...]
+    holds_low: bool
+    autocast: bool
+    weights: tuple[str, ...] = ()
+    scalars: tuple[float, ...] = ()
+
+
+@dataclass
+class Values:
+    """Exact values, to look others up in."""
+
+    _held: dict[tuple[int, int], list[tuple[Fingerprint, OpValue | None]]] = field(default_factory=dict)
+
+    def add(self, value: Fingerprint | None, by: OpValue | None = None) -> None:
+        """Add a value."""
+        if value is not None:
+            self._held.setdefault(value.key(), []).append((value, by))
+
+    def find(self, value: Fingerprint | None) -> list[OpValue | None]:
+        """Return the ops that gave a value; None in the list stands for one that an op only read."""
+        if value is None:
+            return []
+        elements, place = value.key()
+        near = (held for step in (0, -1, 1) for held in self._held.get((elements, place + step), ()))
+        return [by for other, by in near if value.same(other)]
+
+
+def values_of(ops: Iterable[OpValue]) -> Values:
+    """Gather what ops gave and read."""
+    found = Values()
+    for op in ops:
+        found.add(op.value, op)
+        for value, _ in op.inputs:
+            found.add(value)
+    return found
+
+
+class OpShadow(Shadow):
+    """A shadow pass that keeps a fingerprint of every op's exact output.
+
+    Attributes:
+        log: the ops. given: by op number, what it gave. splits: by number, views that take a tensor apart, and into
+            how many. slices: parts of one shape of one tensor, by number what is taken. matmul: torch's float32
+            matmul precision in the pass.
+    """
+
+    def __init__(self, **others: Any) -> None:
+        super().__init__(**others)
+        self.log = OpLog()
+        self.given: dict[int, OpValue] = {}
+        self.matmul = ""
+        self._count = 0
+        self._names: dict[int, str] = {}
+        self.splits: dict[int, tuple[str, int]] = {}
+        self.slices: dict[tuple[Any, ...], dict[int, tuple[Any, ...]]] = {}
+
+    def name_parameters(self, named: Iterable[tuple[str, Tensor]]) -> None:
+        """Name parameters, for ops that read them."""
+        self._names = {memory_of(p): name for name, p in named}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        rule = rule_of(func)
+        if any(t is not Tensor and t is not torch.nn.Parameter for t in types):
+            return NotImplemented
+        if rule.composite:
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        number, kwargs = self._count, kwargs or {}
+        self._count += 1
+        bits_in = self.log.before(args, kwargs)
+        read = () if rule.view else tuple(self._read(args, kwargs))
+        weights = self._weights(args, kwargs)
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if rule.short in SPLITS and isinstance(out, (list, tuple)):
+            self.splits[number] = rule.short, len(out)
+        if rule.short == "slice" and len(args) > 2:
+            key = (self.log.after, memory_of(args[0]), args[0].storage_offset(), args[0].shape, args[1], out.shape)
+            self.slices.setdefault(key, {})[number] = tuple(args[1:])
+        made = self.log.note(number, rule, bits_in, args, kwargs, out)
+        if made is not None:
+            scalars = tuple(float(a) for a in args if isinstance(a, (int, float)) and not isinstance(a, bool))
+            self.given[number] = self._described(number, read, weights, scalars, made)
+        return out
+
+    def _read(self, args: Any, kwargs: Any) -> Iterable[tuple[Fingerprint | None, int]]:
+        for t in leaves((args, kwargs)):
+            if isinstance(t, Tensor) and is_float(t) and self.log.is_data(t):
+                yield self._fingerprint(t), self.log.made_by(t).bit_length() - 1
+
+    def _weights(self, args: Any, kwargs: Any) -> tuple[str, ...]:
+        names = (self._names.get(memory_of(t)) for t in leaves((args, kwargs)) if isinstance(t, Tensor))
+        return tuple(name for name in names if name)
+
+    def _described(
+        self, number: int, read: tuple[tuple[Fingerprint | None, int], ...], weights: tuple[str, ...],
+        scalars: tuple[float, ...], out: Tensor,
+    ) -> OpValue:  # fmt: skip
+        self.matmul = torch.get_float32_matmul_precision()
+        wide = bits(out.dtype) > 11 and not out.is_complex()
+        return OpValue(
+            op=self.log.trace.ops[number],
+            value=self._fingerprint(out),
+            inputs=read,
+            holds_low=wide and any(torch.equal(out, out.to(d).to(out.dtype)) for d in (torch.bfloat16, torch.float16)),
+            autocast=torch.is_autocast_enabled(out.device.type),
+            weights=weights,
+            scalars=scalars,
+        )
+
+    def _fingerprint(self, tensor: Tensor) -> Fingerprint | None:
+        high = self.high(tensor)
+        high = torch.view_as_real(high) if high.is_complex() else high
+        norm, total = float(torch.linalg.vector_norm(high)), float(high.sum())
+        return Fingerprint(tensor.numel(), norm, total) if math.isfinite(norm) and math.isfinite(total) else None

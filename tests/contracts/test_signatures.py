@@ -1,0 +1,91 @@
+"""Every signature recognises its own plant before all others, in a pair, and none sees one where there is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fixtures.tiny import edited, gelu_erf, tiny_pair
+from parity.diagnose.signature import SIGNATURES, Seen, recognised
+from parity.pair import Build
+from parity.registry import discover
+from parity.run import Options, StateResult, run_state
+from parity.session import PairSession
+
+discover("parity.diagnose.signatures")
+TAP = "block1"
+
+
+def ran(name: str | None, dtype: torch.dtype = torch.float32) -> StateResult:
+    def edit(model: nn.Module) -> None:
+        if name is None:
+            return
+        block = model.get_submodule("blocks.1")
+        forward, plant = block.forward, SIGNATURES[name].plant
+        block.__dict__["forward"] = lambda hidden: plant(forward(hidden), hidden)
+
+    session = PairSession(edited(tiny_pair(), edit), Build(dtype=dtype))
+    return run_state(session, False, Options(singles=0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", SIGNATURES.names())
+def test_its_own_plant_is_named_first(name: str, dtype: torch.dtype) -> None:
+    result = ran(name, dtype)
+    assert result.judged[TAP].logic
+    found = result.explained.signatures[TAP]
+    assert found[0][0] == name, found
+    assert found[0][1]
+
+
+def test_a_healthy_pair_has_none() -> None:
+    assert ran(None).explained.signatures == {}
+
+
+def values(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("shape", [(2, 24, 16), (1, 7, 5), (40, 3), (6,), (1, 1, 8)])
+def test_unrelated_values_have_none(shape: tuple[int, ...]) -> None:
+    seen = Seen(values(0, *shape), values(1, *shape), {"before": values(2, *shape)})
+    assert recognised(seen) == []
+
+
+def test_equal_values_have_none() -> None:
+    value = values(0, 2, 24, 16)
+    assert recognised(Seen(value + 1e-15, value, {"before": value.clone()})) == []
+
+
+def test_another_function_has_none() -> None:
+    session = PairSession(edited(tiny_pair(), gelu_erf), Build(dtype=torch.float32))
+    result = run_state(session, False, Options(singles=0))
+    assert result.explained.signatures == {}
+
+
+def test_undefined_values_have_none() -> None:
+    value = values(0, 2, 24, 16)
+    assert recognised(Seen(value * float("nan"), value)) == []
+
+
+EXAMPLES: list[tuple[str, Any, str]] = [
+    ("factor", lambda v: v * 1000, "1000"),
+    ("rolled", lambda v: v.roll(-2, 0), "-2 along axis 0"),
+    ("rolled", lambda v: v.roll(1, 1), "1 along axis 1"),
+    ("chunks", lambda v: torch.cat([v.chunk(4, -1)[i] for i in (2, 0, 1, 3)], -1), "[2, 0, 1, 3]"),
+    ("some_tokens", lambda v: torch.cat((v[:3], v[3:4].exp(), v[4:])), "6 to 7"),
+    ("some_channels", lambda v: torch.cat((v[..., :8], v[..., 8:12].exp(), v[..., 12:]), -1), "8 to 11"),
+    ("shifted", lambda v: torch.cat((torch.zeros_like(v[:1]), v[:-1])), "1 later along axis 0"),
+]
+
+
+@pytest.mark.parametrize(("name", "make", "words"), EXAMPLES, ids=[f"{e[0]}{n}" for n, e in enumerate(EXAMPLES)])
+def test_other_examples_than_the_plant(name: str, make: Any, words: str) -> None:
+    value = values(3, 8, 2, 16) if name == "some_tokens" else values(3, 9, 5, 16)
+    found = recognised(Seen(make(value), value))
+    assert found, name
+    assert found[0][0] == name
+    assert words in found[0][1]
