@@ -5,8 +5,10 @@ Every strategy shrinks to the plainest: the smallest latent, one sample, one tim
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -240,10 +242,33 @@ def _drawn_in_rounds(space: InputSpace, search: _Search, profile: Profile, lora:
             search(drawn)
 
         try:
-            run()
+            with _alike_everywhere():
+                run()
         except (_Found, _Enough, Flaky):
             return search.smallest
     return None
+
+
+@contextmanager
+def _alike_everywhere() -> Iterator[None]:
+    """Keep hypothesis from drawing numbers it finds in the source of whatever this process has imported.
+
+    One seed must draw the same inputs in every process, whatever ran in it before.
+    """
+    providers: Any = importlib.import_module("hypothesis.internal.conjecture.providers")
+    held = getattr(providers, "_get_local_constants", None)
+    if held is None:  # a version that does not look
+        yield
+        return
+    kinds = ("integers", "floats", "bytes", "strings")
+    nothing = providers.Constants(**{kind: providers.SortedSet() for kind in kinds})
+    providers.CONSTANTS_CACHE.cache.clear()
+    providers._get_local_constants = lambda: nothing
+    try:
+        yield
+    finally:
+        providers._get_local_constants = held
+        providers.CONSTANTS_CACHE.cache.clear()
 
 
 class _Search:

@@ -209,6 +209,15 @@ class FromReference:
         """Round to the native's dtype where that is coarser; else go on as it is."""
         start = self._rows.get(tap.name, (0, 0))[1]
         self._rows[tap.name] = start, start + (value.shape[0] if value.dim() else 1)
+        if tap.layout.settle is not None:
+            return self._settled(tap, tap.layout.settle(value))
+        return self._rounded(tap, value)
+
+    def _settled(self, tap: Tap, value: Tensor) -> Tensor:
+        rounded = self._rounded(tap, value)
+        return value.clone() if rounded is None else rounded
+
+    def _rounded(self, tap: Tap, value: Tensor) -> Tensor | None:
         other = self.coarser.get(tap.name)
         floats = other is not None and other.is_floating_point and value.is_floating_point()
         if other is None or not floats or bits(other) >= bits(value.dtype):

@@ -23,11 +23,14 @@ class Layout:
 
     `forward(value, shape)` gets a native value and the reference's shape; `backward(value, shape)` gets a
     reference value and the native's shape. `backward` None: the value is judged but not replaced in lockstep.
+    `settle`: from a reference value to the nearest one that the native can have too, where it has fewer numbers (one a
+    sample, not one a token): the reference goes on from that, since its own copies may differ by a rounding.
     """
 
     name: str
     forward: Callable[[Tensor, torch.Size], Tensor]
     backward: Callable[[Tensor, torch.Size], Tensor] | None
+    settle: Callable[[Tensor], Tensor] | None = None
 
 
 def reshaped(name: str = "reshape") -> Layout:

@@ -106,7 +106,7 @@ def test_shrinking_has_an_end() -> None:
         return Seen(drawn.batch > 1, {})
 
     assert explore(SPACE, check, Profile(50, "ci", shrinks=7)) is not None
-    assert sum(runs) == 7
+    assert 0 < sum(runs) <= 7
 
 
 def test_each_input_is_run_once() -> None:
