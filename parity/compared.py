@@ -112,7 +112,6 @@ class ComparedSession:
         self.pair, self.build, self.recorded, self._native = pair, build, recorded, native
         self.taps = pair.taps(build)
         self.weights: dict[str, WeightComparison] = {}
-        self._last: DrawOf | None = None
 
     @property
     def reference_stage(self) -> ReferenceStage:

@@ -11,7 +11,7 @@ from typing import Any
 from parity.discover import choose
 from parity.errors import UsageError
 from parity.inventory import find_project
-from parity.io.key_maps import read_key_map
+from parity.io.keymaps import read_key_map
 from parity.pair import Build
 from parity.weights.keymap import KeyMap
 

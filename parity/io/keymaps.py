@@ -42,6 +42,6 @@ def _parsed(path: Path) -> Any:
             raise UsageError(f"{path} is no key map: it is larger than {_MOST_BYTES >> 20} MB")
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+        raise UsageError(f"cannot read the key map {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is truncated or no JSON: {str(error)[:120]}") from error

@@ -14,10 +14,38 @@ from torch import Tensor
 from fixtures.lora_commands import as_json, base_file, lora, lora_file
 from fixtures.lora_spellings import SPELLINGS
 from fixtures.loras import BASE, base_state, save
+from parity.commands.key_maps import key_map_named
+from parity.io.keymaps import write_key_map
+from parity.weights.mapfile import encoded
 
 
 def tensors(path: Path) -> dict[str, Tensor]:
     return safetensors.torch.load_file(path)
+
+
+def test_a_map_that_weights_map_wrote_is_the_same_map(tmp_path: Path) -> None:
+    """One inferred map serves checkpoints and LoRA: the JSON with pieces is read as the JSON with patterns is."""
+    (tmp_path / "split.json").write_text(json.dumps(MAPS["split.json"]))
+    shapes = {key: value.shape for key, value in base_state().items() if key.startswith("blocks.")}
+    cut = {}
+    for key, shape in shapes.items():
+        for name in ("to_q", "to_k", "to_v") if "attn.qkv" in key else ("",):
+            native = key.replace("blocks.", "layers.").replace("attn.qkv", name)
+            cut[native] = torch.Size((shape[0] // 3, *shape[1:])) if name else shape
+    found = key_map_named(str(tmp_path / "split.json"))
+    assert found is not None
+    plan = found.plan(shapes, cut)
+    pieces = [piece for key in plan.pieces for piece in plan.pieces_into(key)]
+    write_key_map(tmp_path / "pieces.json", encoded(pieces, ({}, {})))
+    first = lora_file(tmp_path, "longcat")
+    outs = []
+    for name in ("split", "pieces"):
+        outs.append(tmp_path / f"by_{name}.safetensors")
+        words = lora("convert", first, "--to", "fastvideo", "--map", tmp_path / f"{name}.json", "-o", outs[-1])
+        assert words[0] == 0, words
+    one, other = (tensors(out) for out in outs)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_convert_there_and_back(tmp_path: Path) -> None:
