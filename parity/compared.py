@@ -21,8 +21,7 @@ from parity.io.tree import printable
 from parity.lora.adapter import LoraAdapter
 from parity.pair import Build, ModelPair, in_variant
 from parity.recorded import Recorded, compiled_from
-from parity.recorder import placed
-from parity.stage import Compiled, DrawOf, NativePasses, Options, ReferenceStage
+from parity.stage import Compiled, DrawOf, NativePasses, Options, ReferenceStage, placed
 from parity.weights.load import WeightComparison
 
 

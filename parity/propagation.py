@@ -22,8 +22,8 @@ from parity.io.scratch import scratch_folder
 from parity.io.shards import dtype_of
 from parity.io.tree import printable
 from parity.pair import Build, ModelPair
-from parity.recorder import Plan, ReferenceAtWork, placed
-from parity.stage import DrawOf, Nudge, Options
+from parity.recorder import Plan, ReferenceAtWork
+from parity.stage import DrawOf, Nudge, Options, placed
 
 
 @dataclass(frozen=True)

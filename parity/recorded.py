@@ -23,8 +23,7 @@ from parity.io.tree import printable
 from parity.lora.adapter import LoraAdapter, LoraTarget
 from parity.numerics.metrics import ClassicMetrics
 from parity.pair import Build, ModelPair, in_variant
-from parity.recorder import placed
-from parity.stage import Compiled, DrawOf, Dtypes, LockstepPasses, Nudge, Options, T
+from parity.stage import Compiled, DrawOf, Dtypes, LockstepPasses, Nudge, Options, T, placed
 
 Propagate = Callable[[DrawOf, Sequence[Sequence[Nudge]]], "list[float] | None"]
 AtWork = Callable[[DrawOf, Callable[[Any], Any]], Any]

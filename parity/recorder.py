@@ -8,9 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from parity.about import about_side
 from parity.environment import versions
 from parity.errors import RecordError
@@ -25,7 +22,7 @@ from parity.live import LiveReference
 from parity.loaded import LoadedSide, load_side, with_lora
 from parity.lora.adapter import LoraAdapter
 from parity.pair import Build, ModelPair, in_variant
-from parity.stage import DrawOf, Dtypes, Options
+from parity.stage import DrawOf, Dtypes, Options, placed
 from parity.weights.load import tensors_of
 
 State = tuple[bool, str]
@@ -64,11 +61,6 @@ class Plan:
         if self.inputs is not None:
             return self.inputs[variant]
         return in_variant(self.pair, variant).inputs(self.build, seed)
-
-
-def placed(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Return inputs on a device."""
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
 
 
 class ReferenceAtWork:

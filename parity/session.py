@@ -18,7 +18,7 @@ from parity.loaded import LoadedSide, load_side, with_lora
 from parity.lora.adapter import LoraAdapter
 from parity.lora.mapping import map_adapter
 from parity.pair import Build, ModelPair, in_variant
-from parity.stage import RecordedReference, ReferenceStage
+from parity.stage import RecordedReference, ReferenceStage, placed
 from parity.weights.keymap import KeyMap
 from parity.weights.load import WeightComparison, finer_sources, load_native, tensors_of
 
@@ -222,7 +222,7 @@ class PairSession:
 
     def placed(self, inputs: Inputs) -> dict[str, Any]:
         """Return inputs on the build's device."""
-        return {k: v.to(self.build.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+        return placed(inputs, self.build.device)
 
     def close(self) -> None:
         """Leave what surrounds the sides (process groups, environment)."""

@@ -71,6 +71,11 @@ class DrawOf:
         return "-".join(filter(None, (state, self.options.variant, f"seed{self.seed}")))
 
 
+def placed(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return inputs on a device."""
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+
+
 Dtypes = Mapping[str, torch.dtype]
 """Tap name to the float dtype that the native has there."""
 
