@@ -140,12 +140,14 @@ class ShadowMemory:
     def _take_workspace(self) -> None:
         """Take the buffers of an earlier pass, unless a pass around this one has them."""
         self._work = _IDLE.pop() if _IDLE else []
+        self.table.spare.__enter__()
 
     def _leave_workspace(self) -> None:
         """Leave the buffers to the next pass."""
         kept = [held for held in self._work if held.device.type == "cpu"]
         self._work = []
         _IDLE[:] = [kept] if kept else _IDLE
+        self.table.spare.__exit__()
 
     def _root_flat(self, whole: Tensor) -> Tensor:
         """Return the high values of a root's whole memory [n]."""

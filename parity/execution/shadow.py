@@ -20,6 +20,7 @@ from parity.execution.decisions import Decisions
 from parity.execution.equivalents import EQUIVALENTS, Call
 from parity.execution.leaks import LeakWatch, caller_line
 from parity.execution.memory import NAN, leaves, shadowable
+from parity.execution.reuse import writes_into
 from parity.execution.rules import Rule, dropout_on, is_draw, rule_of
 from parity.execution.storage import BITS, ShadowTable, is_float
 
@@ -191,8 +192,9 @@ class Shadow(ShadowBinder, TorchDispatchMode):
             return [out.to(self._high_dtype(out))]
         if rule.short in ("_log_softmax",):
             high = (*high[:2], False)
-        if rule.short == "addmm" and not named and (spare := self.table.spare.take(out)) is not None:
-            return [torch.addmm(*high, out=spare)]
+        into = writes_into(func, out)
+        if into is not None and (spare := self.table.spare.take(out, self._high_dtype(out))) is not None:
+            return [into(*high, **named, out=spare)]
         return _tensors(func(*high, **named))
 
     def _scalar(self, rule: Rule, func: Any, args: Any, kwargs: Any) -> Any:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parity.execution.reuse import Spare
+
 REAL = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
 BITS = {
     torch.float64: 53,
@@ -79,40 +81,6 @@ class Entry:
         self.watch: _Watch | None = None
 
 
-_SPARE_FROM = 1 << 18
-"""High values from which the memory of a dead shadow is kept for the next one."""
-_SPARES = 4
-
-
-class Spare:
-    """Memory of dead shadows on a CPU, one piece a size: fresh memory costs as much there as what is written to it."""
-
-    def __init__(self) -> None:
-        self._held: dict[int, Tensor] = {}
-
-    def keep(self, entry: Entry) -> None:
-        """Keep the memory of an entry that has gone, unless anyone else still sees it."""
-        flat, entry.owner = entry.flat, None
-        if flat is None or entry.shared or flat.numel() < _SPARE_FROM or flat.device.type != "cpu":
-            return
-        entry.flat = None
-        if _seen_by(flat) == 1:
-            self._held[flat.numel()] = flat
-            if len(self._held) > _SPARES:
-                del self._held[next(iter(self._held))]
-
-    def take(self, like: Tensor) -> Tensor | None:
-        """Return memory for the high values of a tensor, dense; None where there is none of its size."""
-        flat = self._held.pop(like.numel(), None)
-        return None if flat is None else flat.view(like.shape)
-
-
-def _seen_by(tensor: Tensor) -> int:
-    """Count the tensors that share a tensor's memory, itself included."""
-    storage = tensor.untyped_storage()
-    return int(torch._C._storage_Use_Count(storage._cdata)) - 1  # one is `storage`
-
-
 class ShadowTable:
     """Shadows of the storages that are alive. Letters: n real scalars in a storage."""
 
@@ -147,7 +115,9 @@ class ShadowTable:
         held = self.entries.get(watch.key)
         if held is not None and held.watch is watch:
             del self.entries[watch.key]
-            self.spare.keep(held)
+            flat, held.flat, held.owner = held.flat, None, None
+            if flat is not None and not held.shared:
+                self.spare.keep(flat)
 
     def adopt(self, tensor: Tensor, high: Tensor) -> None:
         """Bind freshly computed high values to a freshly computed tensor of the same shape."""
