@@ -79,6 +79,7 @@ def attention(
         key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
     scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     if bias is None and not causal and query.device.type == "cpu" and not _untrusted(query, key, value):
+        key, value = key.contiguous(), value.contiguous()  # read once for every block of queries: dense is faster
         return F.scaled_dot_product_attention(query, key, value, scale=scale)  # no row is masked: the blocked kernel
     elements = _SCORE_ELEMENTS.get(query.device.type, 1 << 24)
     rows = max(1, elements // max(1, query[..., 0, 0].numel() * key.shape[-2]))

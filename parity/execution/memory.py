@@ -16,6 +16,8 @@ from parity.execution.storage import ShadowTable, geometry, is_float, real_dtype
 NAN = float("nan")
 _WORKSPACE_FROM = 1 << 15
 """Elements from which an upcast root goes to a reused buffer: fresh memory is the main cost of an upcast."""
+_PAD = 8
+"""Columns left free at the end of a matrix's rows: rows a power of two apart fall on the same lines of a cache."""
 _IDLE: list[list[Tensor]] = []
 """The buffers of the last pass on a CPU, for the next one. A GPU's allocator keeps its own."""
 
@@ -122,10 +124,13 @@ class ShadowMemory:
             return tensor
         if tensor.numel() < _WORKSPACE_FROM or tensor.is_complex():
             return tensor.to(dtype)
-        flat = self._workspace(tensor.numel(), dtype, tensor.device)
-        if tensor.dim() == 2 and tensor.stride(0) == 1 and tensor.stride(1) >= tensor.shape[0]:
-            return flat.view(tensor.shape[1], tensor.shape[0]).t().copy_(tensor)
-        return flat.view(tensor.shape).copy_(tensor)
+        if tensor.dim() != 2:
+            return self._workspace(tensor.numel(), dtype, tensor.device).view(tensor.shape).copy_(tensor)
+        turned = tensor.stride(0) == 1 and tensor.stride(1) >= tensor.shape[0]
+        rows, columns = tensor.shape[::-1] if turned else tensor.shape
+        padded = columns + (_PAD if columns % _PAD == 0 else 0)
+        matrix = self._workspace(rows * padded, dtype, tensor.device).view(rows, padded)[:, :columns]
+        return (matrix.t() if turned else matrix).copy_(tensor)
 
     def _workspace(self, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return reused memory, another piece for each large root of one op."""
