@@ -29,8 +29,8 @@ def fresh(
     sides = session.reference, session.native
     view = copy(session)
     view._live, view._native = reference, native = [_without_calls(side, earlier) for side in sides]
-    for name in ("reference_stage", "native_stage"):
-        view.__dict__.pop(name, None)
+    view._native_stage = None
+    view.__dict__.pop("reference_stage", None)
     if adapter is not None:
         view.__dict__.pop("native_adapter", None)
         view.__dict__["adapter"] = adapter

@@ -18,7 +18,10 @@ from parity.live import LiveReference
 from parity.pair import Build, ModelPair
 from parity.recorded import OtherDtypes, Recorded
 from parity.recorder import Plan, ReferenceAtWork, State
-from parity.stage import DrawOf, Nudge, Options
+from parity.stage import DrawOf, Options, Question
+
+AskFor = Callable[[ModelPair, Sequence[Path], Question], Mapping[str, Any]]
+"""Puts a question about recordings to another interpreter: that of the side asked, then what it was made against."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class ReferenceSources:
         cache: folder of the cache.
         folders: recordings made elsewhere, by pair; their models are never loaded.
         natives: recordings of natives, by pair: then nothing is loaded, two recordings are compared.
-        propagate: computes impacts for a recording made elsewhere, in the environment it was made in.
+        ask_reference, ask_native: put a question to the environment a recording was made in; None: it is not to be had.
         tell: shown progress.
     """
 
@@ -38,7 +41,8 @@ class ReferenceSources:
     cache: Path = Path(".parity_cache")
     folders: Mapping[str, Path] = field(default_factory=dict)
     natives: Mapping[str, Path] = field(default_factory=dict)
-    propagate: Callable[[ModelPair, Path, DrawOf, Sequence[Sequence[Nudge]]], list[float]] | None = None
+    ask_reference: AskFor | None = None
+    ask_native: AskFor | None = None
     tell: Callable[[str], None] = lambda text: None
 
 
@@ -81,13 +85,14 @@ class References:
     """Hands out recorded references where the models are not to be resident together.
 
     Attributes:
-        make_room: lets go of the native before the reference is loaded.
+        rooms: by pair, what lets go of its native before the reference is loaded.
     """
 
     def __init__(self, sources: ReferenceSources) -> None:
         self._sources = sources
         self._dtypes: dict[str, dict[str, torch.dtype]] = {}
-        self.make_room: Callable[[], None] = lambda: None
+        self._at_work: ReferenceAtWork | None = None
+        self.rooms: dict[str, Callable[[], None]] = {}
 
     def of(self, pair: ModelPair, build: Build, options: Options, states: tuple[State, ...]) -> Recorded | None:
         """Return the recorded reference of a pair, None where both models are to be resident.
@@ -98,14 +103,14 @@ class References:
         """
         folder = self._sources.folders.get(pair.name)
         if folder is not None:
-            again = None if self._sources.propagate is None else partial(self._sources.propagate, pair, folder)
-            return Recorded(folder, pair, build, options, again)
+            ask = None if self._sources.ask_reference is None else partial(self._sources.ask_reference, pair, [folder])
+            return Recorded(folder, pair, build, options, ask=ask)
         if not self._sources.one_resident:
             return None
         plan = Plan(pair, build, options, states, self._dtypes.get(pair.name, {}))
-        folder = self._in_cache(plan)
-        again, work = partial(self._again, plan), partial(self._work, plan)
-        return Recorded(folder, pair, build, options, again, work, kept="cache")
+        self.let_go()
+        folder, work = self._in_cache(plan), partial(self._work, plan)
+        return Recorded(folder, pair, build, options, work=work, let_go=self.let_go, kept="cache")
 
     def learn(self, pair: str, error: OtherDtypes) -> None:
         """Note the native's dtypes, for which the reference is to be recorded.
@@ -124,19 +129,25 @@ class References:
         finally:
             at_work.close()
 
-    def _again(self, plan: Plan, draw: DrawOf, requests: Sequence[Sequence[Nudge]]) -> list[float]:
-        """Propagate errors through the reference."""
-        found: list[float] = self._work(plan, draw, lambda live: live.impacts(draw, requests))
-        return found
-
     def _work(self, plan: Plan, draw: DrawOf, work: Callable[[LiveReference], Any]) -> Any:
-        """Load the reference once more, with the native gone, and do some work on it."""
-        self.make_room()
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        at_work = ReferenceAtWork(plan)
-        try:
-            return at_work.working(draw, work)
-        finally:
+        """Do some work on the reference: loaded again, with the native gone, and kept until the native is needed."""
+        if self._at_work is None or self._at_work.plan is not plan:
+            self.let_go()
+            self.rooms.get(plan.pair.name, lambda: None)()
+            _free_memory()
+            self._at_work = ReferenceAtWork(plan)
+        return self._at_work.working(draw, work)
+
+    def let_go(self) -> None:
+        """Let go of a reference that was loaded once more."""
+        if self._at_work is not None:
+            at_work, self._at_work = self._at_work, None
             at_work.close()
+            del at_work
+            _free_memory()
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -68,7 +68,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "action": "append", "default": [], "metavar": "DIR", "help": "the reference's recording, made elsewhere",
     },
     "--parity-reference-python": {
-        "default": None, "metavar": "PYTHON", "help": "interpreter a recorded reference lives in, to compute impacts",
+        "default": None, "metavar": "PYTHON",
+        "help": "interpreter a recorded reference lives in, for impacts and nearest variants",
     },
     "--parity-report": {"default": "reports", "metavar": "DIR", "help": "where the record is written"},
 }  # fmt: skip
@@ -147,7 +148,7 @@ def _sources(config: pytest.Config) -> ReferenceSources:
         RecordError: a recording is not usable.
         UsageError: there is no such device.
     """
-    from parity.propagation import Interpreter, propagate
+    from parity.propagation import Interpreter, ask
     from parity.references import ReferenceSources, recordings
 
     option = config.getoption
@@ -157,7 +158,7 @@ def _sources(config: pytest.Config) -> ReferenceSources:
         one_resident=residency == "one" or (residency == "auto" and _device(config).type != "cpu"),
         cache=config.rootpath / option("--parity-cache"),
         folders=recordings([Path(folder) for folder in option("--parity-reference")]),
-        propagate=None if here is None else partial(propagate, here),
+        ask_reference=None if here is None else partial(ask, here),
     )
 
 
