@@ -119,10 +119,9 @@ class Engine:
 
     def _let_go(self, name: str) -> None:
         session = self._sessions.pop(name, None)
-        self._references.rooms.pop(name, None)
         if session is not None:
-            self._references.let_go()
             session.close()
+        self._references.leave(name)
 
     def _free_memory(self) -> None:
         if self.settings.device.type != "cpu":

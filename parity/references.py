@@ -13,6 +13,7 @@ import torch
 
 from parity.cached import cached_recording
 from parity.errors import RecordError
+from parity.io.cache import Use
 from parity.io.recording import RecordingFolder
 from parity.live import LiveReference
 from parity.pair import Build, ModelPair
@@ -30,7 +31,7 @@ class ReferenceSources:
 
     Args:
         one_resident: one model at a time: the reference's passes are computed first and kept in the cache.
-        cache: folder of the cache.
+        cache: folder of the cache. cache_limit: bytes it may hold; None: any number.
         folders: recordings made elsewhere, by pair; their models are never loaded.
         natives: recordings of natives, by pair: then nothing is loaded, two recordings are compared.
         ask_reference, ask_native: put a question to the environment a recording was made in; None: it is not to be had.
@@ -39,6 +40,7 @@ class ReferenceSources:
 
     one_resident: bool = False
     cache: Path = Path(".parity_cache")
+    cache_limit: int | None = None
     folders: Mapping[str, Path] = field(default_factory=dict)
     natives: Mapping[str, Path] = field(default_factory=dict)
     ask_reference: AskFor | None = None
@@ -92,6 +94,7 @@ class References:
         self._sources = sources
         self._dtypes: dict[str, dict[str, torch.dtype]] = {}
         self._at_work: ReferenceAtWork | None = None
+        self._uses: dict[str, Use] = {}
         self.rooms: dict[str, Callable[[], None]] = {}
 
     def of(self, pair: ModelPair, build: Build, options: Options, states: tuple[State, ...]) -> Recorded | None:
@@ -124,10 +127,13 @@ class References:
 
     def _in_cache(self, plan: Plan) -> Path:
         at_work = ReferenceAtWork(plan)
+        sources = self._sources
         try:
-            return cached_recording(at_work, self._sources.cache, self._sources.tell)
+            use = cached_recording(at_work, sources.cache, sources.tell, sources.cache_limit)
         finally:
             at_work.close()
+        self._uses[plan.pair.name] = use
+        return use.folder
 
     def _work(self, plan: Plan, draw: DrawOf, work: Callable[[LiveReference], Any]) -> Any:
         """Do some work on the reference: loaded again, with the native gone, and kept until the native is needed."""
@@ -137,6 +143,13 @@ class References:
             _free_memory()
             self._at_work = ReferenceAtWork(plan)
         return self._at_work.working(draw, work)
+
+    def leave(self, pair: str) -> None:
+        """Forget a pair whose session is closed: its native has no room to make, its recording may be removed."""
+        self.let_go()
+        self.rooms.pop(pair, None)
+        if (use := self._uses.pop(pair, None)) is not None:
+            use.leave()
 
     def let_go(self) -> None:
         """Let go of a reference that was loaded once more."""
