@@ -42,5 +42,15 @@ def fresh(
         yield view
 
 
+@contextmanager
+def fresh_side(side: LoadedSide) -> Iterator[LoadedSide]:
+    """Open a view of one side in which every pass finds the model as it was loaded; then all is as before."""
+    held = _without_calls(side, ())
+    assert held.unused is not None
+    with held.unused.restored():
+        held.unused = ModuleState(held.model)
+        yield held
+
+
 def _without_calls(side: LoadedSide, earlier: Sequence[Inputs]) -> LoadedSide:
     return replace(side, memory=side.memory[:1], earlier=tuple(earlier))

@@ -175,6 +175,11 @@ class Recorded:
         answer = self.asked(Question("impact", draw, note, deltas))
         return None if answer is None else [float(value) for value in answer["impacts"]]
 
+    @property
+    def is_loaded_again(self) -> bool:
+        """Whether the model can be loaded here, for what a recording does not answer."""
+        return self._work is not None
+
     def at_work(self, draw: DrawOf, work: Callable[[Any], T]) -> T | None:
         """Do some work on the reference's model where it can be loaded here; None where it cannot."""
         return None if self._work is None else self._work(draw, work)

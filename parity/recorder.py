@@ -162,11 +162,13 @@ class ReferenceRecording:
         """Write weights, LoRA, inputs and passes, and the manifest last."""
         earlier = self._earlier()
         self._check_inputs(earlier)
-        if all(draw.name in earlier for draw in self._draws):
-            return self._target.path / "manifest.json"
-        self._live.learn_constants(self._draws[0])
+        manifest = self._target.path / "manifest.json"
         missing = [d for d in self._draws if d.name not in earlier]
-        check_room(self._target, self._live, missing, tensors_of(self._at.side.model), self._tell)
+        if not missing and manifest.exists():
+            return manifest
+        if missing:  # without draws only weights and LoRA are kept: enough to load a native
+            self._live.learn_constants(self._draws[0])
+            check_room(self._target, self._live, missing, tensors_of(self._at.side.model), self._tell)
         self._target.begin(self._at.identity)
         self._write_tensors()
         for draw in self._draws:

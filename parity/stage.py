@@ -273,6 +273,10 @@ class RecordedReference(ReferenceStage, Protocol):
     def came_from(self) -> dict[str, Any]:
         """Where the passes are from (`kept`: cache or recording), their `bytes`, and versions they were made with."""
 
+    @property
+    def is_loaded_again(self) -> bool:
+        """Whether the model can be loaded here, for what a recording does not answer."""
+
     def given(self, draw: DrawOf) -> DrawOf:
         """Return the draw with the inputs that were recorded."""
 
