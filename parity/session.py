@@ -254,13 +254,3 @@ def opened(pair: ModelPair, build: Build) -> Iterator[PairSession]:
         yield session
     finally:
         session.close()
-
-
-def weight_differences(weights: Mapping[str, WeightComparison]) -> list[str]:
-    """Word every weight that differs, swaps first."""
-    found = sorted((c for c in weights.values() if c.differs), key=lambda c: (c.swapped_with is None, c.native_key))
-    return [
-        f"{c.native_key} holds what should be {c.swapped_with}" if c.swapped_with
-        else f"{c.native_key} differs from the mapped reference by {c.rel_l2:.1e}"
-        for c in found
-    ]  # fmt: skip
