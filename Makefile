@@ -52,7 +52,7 @@ bench-stress: $(READY) ## run the suite 200 times in one process; writes benchma
 	$(BIN)/python benchmarks/bench_stress.py $(ARGS)
 
 sample: $(READY) ## make the sample record in reports/sample/
-	$(BIN)/python -m pytest -m parity --parity-pair longcat -k "block0 or final" --parity-report reports/sample $(ARGS) tests/suite
+	$(BIN)/python -m pytest -m parity --parity-pair longcat -k "block0 or final or input" --parity-report reports/sample $(ARGS) tests/suite
 
 bench-suite: $(READY) ## measure what recording costs and a cached reference saves; writes benchmarks/results/suite.md
 	$(BIN)/python benchmarks/bench_suite.py $(ARGS)

@@ -19,8 +19,8 @@ from parity.io.hashing import hash_weights
 from parity.io.sources import check_imported_from, describe_source
 from parity.loaded import LoadedSide
 from parity.pair import Build, ModelPair, Side, in_variant, variants_of
-from parity.session import PairSession, weight_differences
-from parity.weights.load import WeightComparison, tensors_of
+from parity.session import PairSession
+from parity.weights.load import WeightComparison, tensors_of, weight_differences
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from parity.identity import check_same, code_of, key_of
+from parity.io.cache import Use, shrink
 from parity.io.passes import PASS
 from parity.io.recording import RECORDING, TENSORS, RecordingFolder
 from parity.io.tree import digests_of
@@ -12,16 +13,38 @@ from parity.kept import Tell
 from parity.recorder import ReferenceAtWork, ReferenceRecording
 
 
-def cached_recording(at_work: ReferenceAtWork, cache: Path, tell: Tell) -> Path:
-    """Return the folder of the reference's recording in a cache; what is missing of it is computed and added."""
-    folder = cache / at_work.plan.pair.name / cache_key(at_work)
-    target = RecordingFolder(folder)
-    with target.writing(waiting=tell):
-        found = target.begun()
-        if found is not None:
-            check_same(at_work.identity, found, str(folder))
-        ReferenceRecording(at_work, target, tell).write()
-    return folder
+def cached_recording(at_work: ReferenceAtWork, cache: Path, tell: Tell, limit: int | None = None) -> Use:
+    """Return the use of the reference's recording in a cache; what is missing of it is computed and added.
+
+    Args:
+        at_work: the reference, loaded.
+        cache: the cache's folder.
+        tell: shown progress.
+        limit: bytes that the cache may hold: what was used longest ago goes; None: any number.
+
+    Raises:
+        RecordError: what is there is damaged, or nothing can be written.
+    """
+    use = Use(cache / at_work.plan.pair.name / cache_key(at_work))
+    try:
+        target = RecordingFolder(use.folder)
+        with target.writing(waiting=tell):
+            found = target.begun()
+            if found is not None:
+                check_same(at_work.identity, found, str(use.folder))
+            ReferenceRecording(at_work, target, tell).write()
+        if limit is not None:
+            _shrink(cache, limit, tell)
+    except BaseException:
+        use.leave()
+        raise
+    return use
+
+
+def _shrink(cache: Path, limit: int, tell: Tell) -> None:
+    removed = shrink(cache, limit)
+    if removed:
+        tell(f"{len(removed)} recordings used longest ago removed from {cache}, which may hold {limit / 1e9:,.1f} GB")
 
 
 def cache_key(at_work: ReferenceAtWork) -> str:

@@ -21,7 +21,7 @@ from parity.io.tree import printable
 from parity.lora.adapter import LoraAdapter
 from parity.pair import Build, ModelPair, in_variant
 from parity.recorded import Recorded, compiled_from
-from parity.stage import Compiled, DrawOf, NativePasses, Options, ReferenceStage, placed
+from parity.stage import Ask, Compiled, DrawOf, NativePasses, Options, Question, ReferenceStage, placed
 from parity.weights.load import WeightComparison
 
 
@@ -32,13 +32,17 @@ class RecordedNative:
         folder: the recording.
         reference: the recorded reference it must have been in lockstep with.
         pair: the pair. build: what is built. options: how it is run.
+        ask: puts questions to the interpreter in which the native can be loaded.
 
     Raises:
         RecordError: the recording is incomplete, damaged, or of something else; names the field.
     """
 
-    def __init__(self, folder: Path, reference: Recorded, pair: ModelPair, build: Build, options: Options) -> None:
-        self.folder, self._device = RecordingFolder(folder), build.device
+    def __init__(
+        self, folder: Path, reference: Recorded, pair: ModelPair, build: Build, options: Options,
+        ask: Ask | None = None,
+    ) -> None:  # fmt: skip
+        self.folder, self._device, self._ask = RecordingFolder(folder), build.device, ask
         self.manifest = self.folder.manifest()
         wanted = asked_for(pair, build, options, pair.taps(build), "native")
         wanted["reference"] = key_of(reference.identity)
@@ -96,6 +100,21 @@ class RecordedNative:
         """Return the pass in which remembered tables have their stored values."""
         return self._trace(draw, "as_stored")
 
+    def asked(self, question: Question) -> Mapping[str, Any] | None:
+        """Ask the interpreter in which the native can be loaded; None: there is none."""
+        return None if self._ask is None else self._ask(question)
+
+    def recorded_ops(self, draw: DrawOf) -> Mapping[str, Any] | None:
+        """Return the ops of the lockstep pass; None: they were not recorded."""
+        return self.folder.ops(draw.name)
+
+    @property
+    def wrong(self) -> list[WeightComparison]:
+        """The weights that were not the reference's, without their values."""
+        with as_written(self.folder.path, RECORDING):
+            held = printable(self.manifest["about"])["wrong"]
+            return [WeightComparison(finer=None, **w) for w in held]
+
 
 class ComparedSession:
     """What `run_state` needs of a pair whose two sides are recordings.
@@ -110,7 +129,7 @@ class ComparedSession:
     def __init__(self, pair: ModelPair, build: Build, recorded: Recorded, native: RecordedNative) -> None:
         self.pair, self.build, self.recorded, self._native = pair, build, recorded, native
         self.taps = pair.taps(build)
-        self.weights: dict[str, WeightComparison] = {}
+        self.weights: dict[str, WeightComparison] = {w.native_key: w for w in native.wrong}
 
     @property
     def reference_stage(self) -> ReferenceStage:
@@ -165,5 +184,5 @@ class ComparedSession:
         """Return what was noted of the pair when the native was recorded."""
         with as_written(self._native.folder.path, RECORDING):
             held = printable(self._native.manifest["about"])
-            wrong = [WeightComparison(finer=None, **w) for w in held["wrong"]]
-            return About(dict(held["record"]), places_of(self.pair, self.build, wrong), dict(held["known"]))
+            places = places_of(self.pair, self.build, self._native.wrong)
+            return About(dict(held["record"]), places, dict(held["known"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -99,12 +100,14 @@ class Engine:
         self._free_memory()
         folder = self.settings.sources.natives.get(name)
         if folder is not None and recorded is not None:
-            native = RecordedNative(folder, recorded, pair, build, self.settings.options)
+            ask = self.settings.sources.ask_native
+            asked = None if ask is None else partial(ask, pair, [folder, recorded.folder.path])
+            native = RecordedNative(folder, recorded, pair, build, self.settings.options, asked)
             compared = self._sessions[name] = ComparedSession(pair, build, recorded, native)
             self._about[name] = compared.about()
             return
         session = self._sessions[name] = PairSession(pair, build, recorded)
-        self._references.make_room = session.release_native
+        self._references.rooms[name] = session.release_native
         if name not in self._about:
             self._about[name] = about(session)
 
@@ -118,6 +121,7 @@ class Engine:
         session = self._sessions.pop(name, None)
         if session is not None:
             session.close()
+        self._references.leave(name)
 
     def _free_memory(self) -> None:
         if self.settings.device.type != "cpu":

@@ -29,8 +29,8 @@ def fresh(
     sides = session.reference, session.native
     view = copy(session)
     view._live, view._native = reference, native = [_without_calls(side, earlier) for side in sides]
-    for name in ("reference_stage", "native_stage"):
-        view.__dict__.pop(name, None)
+    view._native_stage = None
+    view.__dict__.pop("reference_stage", None)
     if adapter is not None:
         view.__dict__.pop("native_adapter", None)
         view.__dict__["adapter"] = adapter
@@ -40,6 +40,16 @@ def fresh(
         for side in (reference, native):
             side.unused = ModuleState(side.model)  # a LoRA is part of it
         yield view
+
+
+@contextmanager
+def fresh_side(side: LoadedSide) -> Iterator[LoadedSide]:
+    """Open a view of one side in which every pass finds the model as it was loaded; then all is as before."""
+    held = _without_calls(side, ())
+    assert held.unused is not None
+    with held.unused.restored():
+        held.unused = ModuleState(held.model)
+        yield held
 
 
 def _without_calls(side: LoadedSide, earlier: Sequence[Inputs]) -> LoadedSide:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from parity.diagnose.recorded_ops import as_data
+from parity.diagnose.side_ops import SideOps
 from parity.errors import RecordError
 from parity.execution.passes import OUTPUT
 from parity.execution.trace import TapValue, Trace
@@ -40,6 +42,13 @@ class PassRecorder:
             self._tell(f"{draw.name} {name}")
             self._record(draw, name, run, low, high)
         return self._target.stored(draw.name, name, self._device, checked=True).trace()
+
+    def ops_once(self, draw: DrawOf, run: Callable[[], SideOps]) -> None:
+        """Record the ops of a draw's lockstep pass unless they are here already."""
+        if not self._target.has_ops(draw.name):
+            self._tell(f"{draw.name} ops")
+            self._live.sinks = lambda _: None
+            self._target.write_ops(draw.name, as_data(run()))
 
     def _record(self, draw: DrawOf, name: str, run: Callable[[], Trace], low: bool, high: bool) -> None:
         if name == "baseline":

@@ -20,7 +20,7 @@ from parity.impact import Impact
 from parity.loaded import LoadedSide, compiled_parts
 from parity.numerics.metrics import classic_metrics
 from parity.pair import Side
-from parity.stage import Compiled, DrawOf, Dtypes, LockstepPasses, NativePasses, Nudge, T
+from parity.stage import Compiled, DrawOf, Dtypes, LockstepPasses, NativePasses, Nudge, Question, T
 
 Sinks = Callable[[str], "Sink | None"]
 """From the name of a pass to where its values go; None: memory."""
@@ -47,11 +47,15 @@ class LiveSide:
     def running(self, side: Side, taps: tuple[Tap, ...]) -> Iterator[None]:
         """Call the model another way, with other taps, while the context is open."""
         kept = self.side.side, self.taps
-        self.side.side, self.taps = side, taps
+        self.run_as(side, taps)
         try:
             yield
         finally:
-            self.side.side, self.taps = kept
+            self.run_as(*kept)
+
+    def run_as(self, side: Side, taps: tuple[Tap, ...]) -> None:
+        """Call the model another way, with other taps, from now on."""
+        self.side.side, self.taps = side, taps
 
     @property
     def has_tables(self) -> bool:
@@ -67,6 +71,12 @@ class LiveSide:
     def runner(self, taps: tuple[Tap, ...] | None = None) -> Runner:
         """Return what calls the model, with all taps attached or some."""
         return self.side.runner(self.taps if taps is None else taps)
+
+    def asked(self, question: Question) -> None:
+        """Nothing: the model is here, no other interpreter is needed."""
+
+    def recorded_ops(self, draw: DrawOf) -> None:
+        """Nothing: the model is here, its ops can be traced."""
 
     def baseline(self, draw: DrawOf) -> Tensor:
         """Return the output of a free-running pass without taps."""
@@ -160,7 +170,6 @@ class LiveReference(LiveSide):
         """Return for each set of nudges what it does to the output, over the output's own noise."""
         impact: Impact = self._once(draw, "impact", lambda: Impact(self.side, self.taps, draw.inputs))
         return [impact.of(nudges) for nudges in requests]
-
 
     def at_work(self, draw: DrawOf, work: Callable[[Any], T]) -> T | None:
         """Do some work on the model, in the draw's state already."""

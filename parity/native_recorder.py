@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from parity.about import About, about
+from parity.diagnose.side_ops import side_ops
 from parity.draws import dtypes_of, restart_of
 from parity.environment import versions
 from parity.errors import RecordError
 from parity.execution.trace import Trace
-from parity.identity import check_same, identity_of, key_of
+from parity.identity import Identity, check_same, identity_of, key_of
 from parity.io.recording import RecordingFolder
 from parity.io.tree import digests_of
 from parity.kept import PassRecorder, Tell, check_room, keep_inputs, output_only
@@ -21,7 +22,7 @@ from parity.recorded import Recorded
 from parity.recorder import Plan
 from parity.run import planned_draws
 from parity.session import PairSession
-from parity.stage import DrawOf
+from parity.stage import DrawOf, Options
 
 
 def record_native(plan: Plan, reference: Recorded, folder: Path, *, resume: bool = False, tell: Tell) -> Path:
@@ -51,6 +52,15 @@ def record_native(plan: Plan, reference: Recorded, folder: Path, *, resume: bool
             session.close()
 
 
+def native_identity(session: PairSession, options: Options, reference: Recorded) -> Identity:
+    """Return the identity of what a session's native computes in lockstep with a recorded reference."""
+    identity = identity_of(
+        session.pair, session.build, options, session.taps, about(session).record["native"],
+        adapter=session.adapter, native_dtypes={}, role="native",
+    )  # fmt: skip
+    return {**identity, "reference": key_of(reference.identity)}
+
+
 class _NativeRecording:
     """Writes what is missing of a native's recording."""
 
@@ -64,11 +74,7 @@ class _NativeRecording:
 
     def write(self, found: Mapping[str, Any] | None) -> Path:
         """Write the passes of every draw, and the manifest last."""
-        identity = identity_of(
-            self._plan.pair, self._plan.build, self._plan.options, self._session.taps,
-            self._about.record["native"], adapter=self._session.adapter, native_dtypes={}, role="native",
-        )  # fmt: skip
-        identity["reference"] = key_of(self._reference.identity)
+        identity = native_identity(self._session, self._plan.options, self._reference)
         if found is not None:
             check_same(identity, dict(found), str(self._target.path))
         draws = [d for state in self._plan.states for d in self._draws_of(*state)]
@@ -115,6 +121,7 @@ class _NativeRecording:
             )
             observer = self._live.observe(draw, restart, trace)
             self._as_stored(draw, free)
+            self._passes.ops_once(draw, lambda: side_ops(self._live, draw, restart(), expected.decisions))
             compiled = self._live.compiled(draw)
             return {
                 "lora": draw.lora, "seed": draw.seed, "variant": draw.options.variant, "observer": observer,

@@ -1,4 +1,4 @@
-"""Impacts of a native's errors, computed in the reference's environment: its interpreter runs `parity impact`."""
+"""Questions to another interpreter, in which one side's model can be loaded: its `parity` command answers."""
 
 from __future__ import annotations
 
@@ -12,23 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from parity.errors import ParityError, UsageError
-from parity.identity import check_same
-from parity.io.recording import RECORDING, RecordingFolder
-from parity.io.records import as_written
+from parity.io.recording import RecordingFolder
 from parity.io.scratch import scratch_folder
-from parity.io.shards import dtype_of
 from parity.io.tree import printable
-from parity.pair import Build, ModelPair
-from parity.recorder import Plan, ReferenceAtWork
-from parity.stage import DrawOf, Nudge, Options, placed
+from parity.pair import ModelPair
+from parity.stage import Question
 
 
 @dataclass(frozen=True)
 class Interpreter:
-    """The interpreter a reference lives in.
+    """The interpreter a side lives in.
 
     Args:
         python: its command. pairs: folders of pair files, where the project's configuration does not say.
@@ -116,55 +110,23 @@ class StageFailed(ParityError):
         self.answer = dict(answer)
 
 
-def propagate(
-    interpreter: Interpreter, pair: ModelPair, recording: Path, draw: DrawOf, requests: Sequence[Sequence[Nudge]]
-) -> list[float]:
-    """Return the impacts of sets of nudges on a recorded reference.
+def ask(
+    interpreter: Interpreter, pair: ModelPair, recordings: Sequence[Path], question: Question
+) -> Mapping[str, Any]:
+    """Put a question about recordings of a pair to the interpreter in which their model can be loaded.
+
+    Args:
+        interpreter: of the side that is asked.
+        pair: the pair.
+        recordings: the side's, then that it was made against, if any.
+        question: what is asked.
 
     Raises:
-        ParityError: the reference's interpreter is not usable, or the reference is no longer the one recorded.
+        ParityError: the interpreter is not usable, or the side is no longer the one recorded.
     """
+    draw = question.draw
+    of = {"draw": draw.name, "lora": draw.lora, "seed": draw.seed, "variant": draw.options.variant}
     with scratch_folder() as folder:
-        deltas = {nudge.tap.name: nudge.delta for nudges in requests for nudge in nudges}
-        note = {
-            "draw": draw.name, "lora": draw.lora, "seed": draw.seed, "variant": draw.options.variant,
-            "requests": [[nudge.tap.name for nudge in nudges] for nudges in requests],
-        }  # fmt: skip
-        RecordingFolder(folder).write_tensors("deltas", deltas, note)
-        found = interpreter.run("impact", pair.name, "--recording", str(recording), "--request", str(folder))
-    return [float(value) for value in found["impacts"]]
-
-
-def answer(pair: ModelPair, recording: Path, request: Path) -> list[float]:
-    """Answer a request in the reference's environment.
-
-    Raises:
-        RecordError: recording or request is damaged, or the reference is no longer the one recorded.
-    """
-    folder = RecordingFolder(recording)
-    identity = folder.manifest()["identity"]
-    deltas, note = RecordingFolder(request).tensors("deltas")
-    with as_written(request, RECORDING):
-        plan = _plan(pair, identity, note)
-    at_work = ReferenceAtWork(plan)
-    try:
-        check_same(at_work.identity, identity, str(recording))
-        inputs = placed(folder.inputs(note["draw"]), plan.build.device)
-        taps = {tap.name: tap for tap in at_work.taps}
-        nudges = {name: Nudge(taps[name], delta.to(plan.build.device)) for name, delta in deltas.items()}
-        requests = [[nudges[name] for name in names] for names in note["requests"]]
-        return at_work.impacts(DrawOf(note["lora"], note["seed"], plan.options, inputs), requests)
-    finally:
-        at_work.close()
-
-
-def _plan(pair: ModelPair, identity: Mapping[str, Any], note: Mapping[str, Any]) -> Plan:
-    build = Build(
-        str(identity["size"]), dtype_of(identity["dtype"]), torch.device(identity["device"]), identity["weights_seed"]
-    )
-    options = Options(
-        seed=note["seed"], twins=identity["twins"], shadow_dtype=dtype_of(identity["shadow_dtype"]),
-        variant=note["variant"],
-    )  # fmt: skip
-    dtypes = {name: dtype_of(dtype) for name, dtype in identity["native_dtypes"].items()}
-    return Plan(pair, build, options, ((note["lora"], note["variant"]),), dtypes)
+        RecordingFolder(folder).write_tensors("asked", question.tensors, {**of, **question.note})
+        where = [word for path in recordings for word in ("--recording", str(path))]
+        return interpreter.run(question.what, pair.name, *where, "--request", str(folder))

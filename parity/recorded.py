@@ -23,9 +23,8 @@ from parity.io.tree import printable
 from parity.lora.adapter import LoraAdapter, LoraTarget
 from parity.numerics.metrics import ClassicMetrics
 from parity.pair import Build, ModelPair, in_variant
-from parity.stage import Compiled, DrawOf, Dtypes, LockstepPasses, Nudge, Options, T, placed
+from parity.stage import Ask, Compiled, DrawOf, Dtypes, LockstepPasses, Nudge, Options, Question, T, placed
 
-Propagate = Callable[[DrawOf, Sequence[Sequence[Nudge]]], "list[float] | None"]
 AtWork = Callable[[DrawOf, Callable[[Any], Any]], Any]
 
 
@@ -50,8 +49,9 @@ class Recorded:
         pair: the pair it must be of.
         build: what is built.
         options: how it is run.
-        again: propagates errors through the reference, where its model can be loaded again.
-        work: does some work on the reference, loaded again.
+        work: does some work on the reference, loaded again, where that can be here.
+        ask: puts questions to the interpreter in which the reference can be loaded.
+        let_go: lets go of the reference that was loaded again.
         kept: where it is from, as a record says: "recording", made elsewhere, or "cache", made by this project's runs.
 
     Raises:
@@ -59,10 +59,11 @@ class Recorded:
     """
 
     def __init__(
-        self, folder: Path, pair: ModelPair, build: Build, options: Options, again: Propagate | None = None,
-        work: AtWork | None = None, kept: str = "recording",
+        self, folder: Path, pair: ModelPair, build: Build, options: Options, *, work: AtWork | None = None,
+        ask: Ask | None = None, let_go: Callable[[], None] = lambda: None, kept: str = "recording",
     ) -> None:  # fmt: skip
-        self.folder, self._again, self._work, self._kept = RecordingFolder(folder), again, work, kept
+        self.folder, self._work, self._ask, self._kept = RecordingFolder(folder), work, ask, kept
+        self.let_go = let_go
         self._device = build.device
         self._manifest = self.folder.manifest()
         self.identity: dict[str, Any] = self._manifest["identity"]
@@ -166,11 +167,30 @@ class Recorded:
 
     def impacts(self, draw: DrawOf, requests: Sequence[Sequence[Nudge]]) -> list[float] | None:
         """Propagate errors through the reference where its model can be loaded; None where it cannot."""
-        return None if self._again is None else self._again(draw, requests)
+        if self._work is not None:
+            found: list[float] = self._work(draw, lambda live: live.impacts(draw, requests))
+            return found
+        deltas = {nudge.tap.name: nudge.delta for nudges in requests for nudge in nudges}
+        note = {"requests": [[nudge.tap.name for nudge in nudges] for nudges in requests]}
+        answer = self.asked(Question("impact", draw, note, deltas))
+        return None if answer is None else [float(value) for value in answer["impacts"]]
+
+    @property
+    def is_loaded_again(self) -> bool:
+        """Whether the model can be loaded here, for what a recording does not answer."""
+        return self._work is not None
 
     def at_work(self, draw: DrawOf, work: Callable[[Any], T]) -> T | None:
-        """Do some work on the reference's model where it can be loaded; None where it cannot."""
+        """Do some work on the reference's model where it can be loaded here; None where it cannot."""
         return None if self._work is None else self._work(draw, work)
+
+    def asked(self, question: Question) -> Mapping[str, Any] | None:
+        """Ask the interpreter in which the reference can be loaded; None: there is none."""
+        return None if self._ask is None else self._ask(question)
+
+    def recorded_ops(self, draw: DrawOf) -> Mapping[str, Any] | None:
+        """Return the ops of the lockstep pass; None: they were not recorded."""
+        return self.folder.ops(draw.name)
 
     def _check_dtypes(self, taps: Sequence[Tap], trace: Trace, native: Dtypes) -> None:
         wanted = coarser(taps, trace, native)

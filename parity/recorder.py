@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from parity.about import about_side
+from parity.diagnose.side_ops import side_ops
 from parity.environment import versions
 from parity.errors import RecordError
 from parity.execution.passes import FromReference
@@ -136,7 +137,7 @@ def record_reference(plan: Plan, folder: Path, *, resume: bool = False, tell: Te
         try:
             if found is not None:
                 check_same(at_work.identity, found, str(folder))
-            return ReferenceRecording(at_work, target, tell).write()
+            return ReferenceRecording(at_work, target, tell, ops=True).write()
         finally:
             at_work.close()
 
@@ -148,10 +149,11 @@ class ReferenceRecording:
         at_work: the reference, loaded.
         target: where it goes; the right to write is held.
         tell: shown progress.
+        ops: keep the ops of the lockstep pass, for judging where the model cannot be loaded.
     """
 
-    def __init__(self, at_work: ReferenceAtWork, target: RecordingFolder, tell: Tell) -> None:
-        self._at, self._target, self._tell = at_work, target, tell
+    def __init__(self, at_work: ReferenceAtWork, target: RecordingFolder, tell: Tell, *, ops: bool = False) -> None:
+        self._at, self._target, self._tell, self._ops = at_work, target, tell, ops
         self._plan, self._live = at_work.plan, at_work.live
         self._draws = at_work.plan.draws()
         self._passes = PassRecorder(target, at_work.live, at_work.plan.build.device, tell)
@@ -160,11 +162,13 @@ class ReferenceRecording:
         """Write weights, LoRA, inputs and passes, and the manifest last."""
         earlier = self._earlier()
         self._check_inputs(earlier)
-        if all(draw.name in earlier for draw in self._draws):
-            return self._target.path / "manifest.json"
-        self._live.learn_constants(self._draws[0])
+        manifest = self._target.path / "manifest.json"
         missing = [d for d in self._draws if d.name not in earlier]
-        check_room(self._target, self._live, missing, tensors_of(self._at.side.model), self._tell)
+        if not missing and manifest.exists():
+            return manifest
+        if missing:  # without draws only weights and LoRA are kept: enough to load a native
+            self._live.learn_constants(self._draws[0])
+            check_room(self._target, self._live, missing, tensors_of(self._at.side.model), self._tell)
         self._target.begin(self._at.identity)
         self._write_tensors()
         for draw in self._draws:
@@ -184,7 +188,10 @@ class ReferenceRecording:
             return {}
         held = self._target.manifest()
         names = {d.name: passes_of(d, bool(held["has_tables"])) for d in self._draws}
-        return {n: d for n, d in held["draws"].items() if n not in names or self._target.has_all(n, names[n])}
+        return {n: d for n, d in held["draws"].items() if n not in names or self._has(n, names[n])}
+
+    def _has(self, draw: str, passes: list[str]) -> bool:
+        return self._target.has_all(draw, passes) and (not self._ops or self._target.has_ops(draw))
 
     def _check_inputs(self, earlier: Mapping[str, Any]) -> None:
         for draw in self._draws:
@@ -221,6 +228,9 @@ class ReferenceRecording:
                 self._passes.once(draw, f"twin{k}", twin, low=False)
             if self._live.has_tables:
                 self._passes.once(draw, "as_stored", lambda: self._live.as_stored(draw, self._plan.native_dtypes))
+            if self._ops:
+                restart = FromReference(self._plan.native_dtypes, draw.inputs)
+                self._passes.ops_once(draw, lambda: side_ops(self._live, draw, restart))
             return self._described(draw, trace)
 
     def _twin(self, draw: DrawOf, trace: Trace, k: int) -> Callable[[], Trace]:

@@ -13,12 +13,16 @@ import torch
 
 from parity.cached import cached_recording
 from parity.errors import RecordError
+from parity.io.cache import Use
 from parity.io.recording import RecordingFolder
 from parity.live import LiveReference
 from parity.pair import Build, ModelPair
 from parity.recorded import OtherDtypes, Recorded
 from parity.recorder import Plan, ReferenceAtWork, State
-from parity.stage import DrawOf, Nudge, Options
+from parity.stage import DrawOf, Options, Question
+
+AskFor = Callable[[ModelPair, Sequence[Path], Question], Mapping[str, Any]]
+"""Puts a question about recordings to another interpreter: that of the side asked, then what it was made against."""
 
 
 @dataclass(frozen=True)
@@ -27,18 +31,20 @@ class ReferenceSources:
 
     Args:
         one_resident: one model at a time: the reference's passes are computed first and kept in the cache.
-        cache: folder of the cache.
+        cache: folder of the cache. cache_limit: bytes it may hold; None: any number.
         folders: recordings made elsewhere, by pair; their models are never loaded.
         natives: recordings of natives, by pair: then nothing is loaded, two recordings are compared.
-        propagate: computes impacts for a recording made elsewhere, in the environment it was made in.
+        ask_reference, ask_native: put a question to the environment a recording was made in; None: it is not to be had.
         tell: shown progress.
     """
 
     one_resident: bool = False
     cache: Path = Path(".parity_cache")
+    cache_limit: int | None = None
     folders: Mapping[str, Path] = field(default_factory=dict)
     natives: Mapping[str, Path] = field(default_factory=dict)
-    propagate: Callable[[ModelPair, Path, DrawOf, Sequence[Sequence[Nudge]]], list[float]] | None = None
+    ask_reference: AskFor | None = None
+    ask_native: AskFor | None = None
     tell: Callable[[str], None] = lambda text: None
 
 
@@ -81,13 +87,15 @@ class References:
     """Hands out recorded references where the models are not to be resident together.
 
     Attributes:
-        make_room: lets go of the native before the reference is loaded.
+        rooms: by pair, what lets go of its native before the reference is loaded.
     """
 
     def __init__(self, sources: ReferenceSources) -> None:
         self._sources = sources
         self._dtypes: dict[str, dict[str, torch.dtype]] = {}
-        self.make_room: Callable[[], None] = lambda: None
+        self._at_work: ReferenceAtWork | None = None
+        self._uses: dict[str, Use] = {}
+        self.rooms: dict[str, Callable[[], None]] = {}
 
     def of(self, pair: ModelPair, build: Build, options: Options, states: tuple[State, ...]) -> Recorded | None:
         """Return the recorded reference of a pair, None where both models are to be resident.
@@ -98,14 +106,14 @@ class References:
         """
         folder = self._sources.folders.get(pair.name)
         if folder is not None:
-            again = None if self._sources.propagate is None else partial(self._sources.propagate, pair, folder)
-            return Recorded(folder, pair, build, options, again)
+            ask = None if self._sources.ask_reference is None else partial(self._sources.ask_reference, pair, [folder])
+            return Recorded(folder, pair, build, options, ask=ask)
         if not self._sources.one_resident:
             return None
         plan = Plan(pair, build, options, states, self._dtypes.get(pair.name, {}))
-        folder = self._in_cache(plan)
-        again, work = partial(self._again, plan), partial(self._work, plan)
-        return Recorded(folder, pair, build, options, again, work, kept="cache")
+        self.let_go()
+        folder, work = self._in_cache(plan), partial(self._work, plan)
+        return Recorded(folder, pair, build, options, work=work, let_go=self.let_go, kept="cache")
 
     def learn(self, pair: str, error: OtherDtypes) -> None:
         """Note the native's dtypes, for which the reference is to be recorded.
@@ -119,24 +127,40 @@ class References:
 
     def _in_cache(self, plan: Plan) -> Path:
         at_work = ReferenceAtWork(plan)
+        sources = self._sources
         try:
-            return cached_recording(at_work, self._sources.cache, self._sources.tell)
+            use = cached_recording(at_work, sources.cache, sources.tell, sources.cache_limit)
         finally:
             at_work.close()
-
-    def _again(self, plan: Plan, draw: DrawOf, requests: Sequence[Sequence[Nudge]]) -> list[float]:
-        """Propagate errors through the reference."""
-        found: list[float] = self._work(plan, draw, lambda live: live.impacts(draw, requests))
-        return found
+        self._uses[plan.pair.name] = use
+        return use.folder
 
     def _work(self, plan: Plan, draw: DrawOf, work: Callable[[LiveReference], Any]) -> Any:
-        """Load the reference once more, with the native gone, and do some work on it."""
-        self.make_room()
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        at_work = ReferenceAtWork(plan)
-        try:
-            return at_work.working(draw, work)
-        finally:
+        """Do some work on the reference: loaded again, with the native gone, and kept until the native is needed."""
+        if self._at_work is None or self._at_work.plan is not plan:
+            self.let_go()
+            self.rooms.get(plan.pair.name, lambda: None)()
+            _free_memory()
+            self._at_work = ReferenceAtWork(plan)
+        return self._at_work.working(draw, work)
+
+    def leave(self, pair: str) -> None:
+        """Forget a pair whose session is closed: its native has no room to make, its recording may be removed."""
+        self.let_go()
+        self.rooms.pop(pair, None)
+        if (use := self._uses.pop(pair, None)) is not None:
+            use.leave()
+
+    def let_go(self) -> None:
+        """Let go of a reference that was loaded once more."""
+        if self._at_work is not None:
+            at_work, self._at_work = self._at_work, None
             at_work.close()
+            del at_work
+            _free_memory()
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -5,14 +5,15 @@ from __future__ import annotations
 import resource
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from parity.diagnose.explain import Explained, explain, native_ops
-from parity.diagnose.places import SideOps
+from parity.diagnose.explain import Explanation, native_ops
+from parity.diagnose.explained import Explained
+from parity.diagnose.side_ops import SideOps
 from parity.draws import Draw
 from parity.errors import LoraError, ShadowError, TapError
 from parity.execution.passes import OUTPUT
@@ -143,19 +144,31 @@ def _explained(
     session: JudgedSession, judged: dict[str, Judged], facts: Sequence[TapFacts], draw: Draw, limits: Limits,
     options: Options, native: SideOps | None = None,
 ) -> Explained:  # fmt: skip
-    """Explain differences, which may decide what was undecided, then settle what is felt."""
+    """Explain differences, which may decide what was undecided, then settle what is felt.
+
+    The native comes last: where one model at a time is resident, the reference is loaded once for all it is needed for.
+    """
     if not options.explain:
         settle_impacts(session, judged, facts, draw, limits, options)
         return Explained()
+    second = Explanation(draw, judged, limits, native)
+    known = _tried(second.by_reference, draw, second.found)
+    settle_impacts(session, judged, facts, draw, limits, options)
+    if known:
+        _tried(second.by_native, draw, second.found)
+    return second.found
+
+
+def _tried(look: Callable[[], None], draw: Draw, found: Explained) -> bool:
+    """Take a second look; one that fails must not cost the verdict, that it failed is said."""
     started = time.perf_counter()
     try:
-        explained = explain(draw, judged, limits, native)
-    except Exception as error:  # a second look that fails must not cost the verdict; that it failed is said
+        look()
+    except Exception as error:
         first = (str(error).splitlines() or [""])[0][:200]
-        explained = Explained(missing=f"explaining failed: {type(error).__name__}: {first}")
-    draw.seconds["explained"] = time.perf_counter() - started
-    settle_impacts(session, judged, facts, draw, limits, options)
-    return explained
+        found.missing = f"explaining failed: {type(error).__name__}: {first}"
+    draw.seconds["explained"] = draw.seconds.get("explained", 0.0) + time.perf_counter() - started
+    return not found.missing.startswith("explaining failed")
 
 
 def _result(

@@ -31,6 +31,7 @@ class RunBook:
         self.folder = folder
         self.cases: dict[str, dict[str, Any]] = {}
         self.states: dict[tuple[str, str], dict[str, Any]] = {}
+        self.inputs: dict[str, dict[str, Any]] = {}
         self.path: Path | None = None
         self._complete, self._selected = True, False
         self._begun: set[tuple[str, str]] = set()
@@ -40,6 +41,10 @@ class RunBook:
     def add_case(self, record: dict[str, Any]) -> None:
         """Add or replace a case, by id."""
         self.cases[record["id"]] = record
+
+    def add_input(self, record: dict[str, Any]) -> None:
+        """Add or replace a case of drawn inputs, or of an input's change, by id."""
+        self.inputs[record["id"]] = record
 
     def add_state(self, record: dict[str, Any]) -> None:
         """Add what the cases of one pair and state have in common."""
@@ -77,8 +82,8 @@ class RunBook:
     def record(self) -> dict[str, Any]:
         """Return the run's record."""
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        states, cases = list(self.states.values()), list(self.cases.values())
-        return run_record(describe_environment(), states, cases, now, self._complete, self._selected)
+        states, cases, inputs = (list(held.values()) for held in (self.states, self.cases, self.inputs))
+        return run_record(describe_environment(), states, cases, now, self._complete, self._selected, inputs)
 
     def hold(self) -> None:
         """Take the right to write the record until `write` or `release`, so that two runs never take turns at it.

@@ -7,8 +7,9 @@ both agree on the inputs one happens to have. Responses are compared between sha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -17,10 +18,12 @@ from parity.errors import ModelFailed, ParityError
 from parity.execution.passes import OUTPUT
 from parity.execution.shadow import Shadow
 from parity.execution.tap import Inputs
-from parity.fresh import fresh
+from parity.fresh import fresh_side
+from parity.loaded import LoadedSide
 from parity.pair import Build, ModelPair
 from parity.session import PairSession
 from parity.space import typical
+from parity.stage import DrawOf, Options
 
 STEP = 0.06
 """Relative size of a change: several bfloat16 roundings, so that no cast on the way can swallow it."""
@@ -63,16 +66,50 @@ def base_inputs(pair: ModelPair, build: Build) -> dict[str, Any]:
         raise ParityError(f"{pair.name}: its inputs cannot be made: {what}") from error
 
 
+@dataclass(frozen=True)
+class Given:
+    """What a side's output is: computed as deployed, and exact, both in float64.
+
+    Args:
+        low: as computed. high: its shadow. value: which of several values of the input it took.
+    """
+
+    low: Tensor
+    high: Tensor
+    value: int = 0
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether all of the shadow is known."""
+        return not bool(self.high.isnan().any())
+
+
 class Sensitivity:
-    """Compares how both sides of a pair respond, each call in models as they were loaded."""
+    """Compares how both sides of a pair respond, each call in models as they were loaded.
+
+    With one model resident at a time the reference answers for all inputs when the first is asked for.
+
+    Args:
+        session: the pair, for which `is_possible`.
+        shadow_dtype: of the shadows.
+    """
 
     def __init__(self, session: PairSession, shadow_dtype: torch.dtype = torch.float64) -> None:
         self._session, self._dtype = session, shadow_dtype
         self._inputs = session.placed(base_inputs(session.pair, session.build))
-        self._trusted = True
-        self._base = self._outputs(self._inputs)
-        if not self._trusted:  # decided on one side: both are taken as computed
-            self._base = self._outputs(self._inputs)
+        self._reference: dict[str, dict[str, Given]] = {}
+        recorded = session.recorded
+        if recorded is not None:
+            draw = DrawOf(False, 0, Options(shadow_dtype=shadow_dtype), self._inputs, given=True)
+            recorded.at_work(draw, lambda live: self._all_of_reference(live.side))
+        else:
+            self._base = self._output(session.reference, self._inputs)
+        self._native_base = self._output(session.native, self._inputs)
+
+    @staticmethod
+    def is_possible(session: object) -> TypeGuard[PairSession]:
+        """Say whether both models can be called, if one after the other."""
+        return isinstance(session, PairSession) and (session.recorded is None or session.recorded.is_loaded_again)
 
     def of(self, name: str) -> list[Response]:
         """Change one input in every way that fits its kind.
@@ -84,26 +121,42 @@ class Sensitivity:
         if not ways:
             kind = type(self._inputs[name]).__name__
             return [Response(name, f"a {kind} cannot be changed a little", judged=False)]
+        if name not in self._reference:
+            self._reference[name] = self._of_reference(self._session.reference, name)
         return [self._response(name, change, values) for change, values in ways.items()]
 
-    def _response(self, name: str, change: str, values: list[Any]) -> Response:
-        """Try one value after the other until the reference takes one."""
-        for value in values:
-            inputs = {**self._inputs, name: value}
-            try:
-                reference = self._output("reference", inputs)
-            except ModelFailed:
-                continue
-            try:
-                native = self._output("native", inputs)
-            except ModelFailed as error:
-                return Response(name, change, wrong=f"the native refuses it: {str(error).splitlines()[0][:160]}")
-            return self._compared(name, change, reference, native)
-        return Response(name, f"{change}: the reference refuses it", judged=False)
+    def _all_of_reference(self, side: LoadedSide) -> bool:
+        self._base = self._output(side, self._inputs)
+        self._reference = {name: self._of_reference(side, name) for name in named(self._inputs)}
+        return True
 
-    def _compared(self, name: str, change: str, reference: Tensor, native: Tensor) -> Response:
-        r, n = reference - self._base["reference"], native - self._base["native"]
-        size = float(self._base["reference"].norm()) or 1.0
+    def _of_reference(self, side: LoadedSide, name: str) -> dict[str, Given]:
+        """Return by change what the reference gives, for the first of its values that it takes."""
+        found: dict[str, Given] = {}
+        for change, values in changes(self._inputs[name]).items():
+            for number, value in enumerate(values):
+                with suppress(ModelFailed):
+                    found[change] = self._output(side, {**self._inputs, name: value}, number)
+                    break
+        return found
+
+    def _response(self, name: str, change: str, values: list[Any]) -> Response:
+        reference = self._reference[name].get(change)
+        if reference is None:
+            return Response(name, f"{change}: the reference refuses it", judged=False)
+        try:
+            native = self._output(self._session.native, {**self._inputs, name: values[reference.value]})
+        except ModelFailed as error:
+            return Response(name, change, wrong=f"the native refuses it: {str(error).splitlines()[0][:160]}")
+        return self._compared(name, change, reference, native)
+
+    def _compared(self, name: str, change: str, reference: Given, native: Given) -> Response:
+        """Compare what both sides make of a change: exactly, or as computed where some of it is not known exactly."""
+        held = (reference, self._base, native, self._native_base)
+        trusted = all(given.is_trusted for given in held)
+        values = [(given.high if trusted else given.low).nan_to_num(0.0) for given in held]
+        r, n = values[0] - values[1], values[2] - values[3]
+        size = float(values[1].norm()) or 1.0
         moved_r, moved_n = float(r.norm()) / size, float(n.norm()) / size
         if not moved_r and not moved_n:
             return Response(name, f"{change}: no side reads it", judged=False)
@@ -111,23 +164,16 @@ class Sensitivity:
             side = "native" if moved_r else "reference"
             return Response(name, change, moved_r, moved_n, wrong=f"the {side} ignores it")
         apart = float((n - r).norm()) / float(r.norm())
-        strict = self._trusted and not self._session.pair.declared
+        strict = trusted and not self._session.pair.declared
         wrong = "the two sides respond differently" if strict and apart > APART else ""
         return Response(name, change, moved_r, moved_n, apart, wrong)
 
-    def _outputs(self, inputs: Inputs) -> dict[str, Tensor]:
-        return {side: self._output(side, inputs) for side in ("reference", "native")}
-
-    def _output(self, side: str, inputs: Inputs) -> Tensor:
-        """Return the shadow of a side's output, or where some of it is not trusted the output itself."""
-        with fresh(self._session) as view:
-            held = view.reference if side == "reference" else view.native
+    def _output(self, side: LoadedSide, inputs: Inputs, number: int = 0) -> Given:
+        with fresh_side(side) as held:
             shadow = held.shadow(Shadow, inputs, dtype=self._dtype)
             value = held.runner(()).run(inputs, None, shadow).values[OUTPUT]
         assert value.high is not None
-        if bool(value.high.isnan().any()):
-            self._trusted = False
-        return (value.high if self._trusted else value.low).double().nan_to_num(0.0)
+        return Given(value.low.double(), value.high.double(), number)
 
 
 def changes(value: Any) -> dict[str, list[Any]]:

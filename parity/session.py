@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -48,9 +49,11 @@ class PairSession:
         self.pair, self.build = pair, build
         self.traces: dict[Any, Any] | None = None
         self.taps = pair.taps(build)
+        self._runs = pair
         self.recorded = None if isinstance(reference, LoadedSide) else reference
         self._live = reference if isinstance(reference, LoadedSide) else None
         self._native: LoadedSide | None = None
+        self._native_stage: LiveNative | None = None
         self.weights: dict[str, WeightComparison] = {}
         self._open = ExitStack()
         try:
@@ -90,13 +93,18 @@ class PairSession:
             return self.recorded
         return LiveReference(self.reference, self.taps, shared=self.traces)
 
-    @cached_property
+    @property
     def native_stage(self) -> LiveNative:
-        """What answers for the native."""
-        return LiveNative(self.native, self.taps)
+        """What answers for the native; loaded again where it had to make room."""
+        if self._native_stage is None:
+            self._native_stage = LiveNative(self.native, self.taps)
+            self._native_stage.run_as(self._runs.native, self.taps)
+        return self._native_stage
 
     def load_native(self) -> None:
-        """Build the native and give it its weights."""
+        """Build the native and give it its weights; a recorded reference that was loaded again makes room."""
+        if self.recorded is not None:
+            self.recorded.let_go()
         self._native = load_side("native", self.pair.native, self.build)
         if self._live is not None:
             self._check_unshared()
@@ -105,8 +113,8 @@ class PairSession:
 
     def release_native(self) -> None:
         """Let go of the native, to make room for the reference; it is loaded again when it is asked for."""
-        self._native = None
-        self.__dict__.pop("native_stage", None)
+        self._native = self._native_stage = None
+        self.weights = {key: replace(found, finer=None) for key, found in self.weights.items()}
 
     @property
     def reference_tensors(self) -> Mapping[str, Tensor]:
@@ -203,14 +211,23 @@ class PairSession:
     @contextmanager
     def variant(self, name: str) -> Iterator[None]:
         """Run the pair as one of its variants or lanes while the context is open."""
-        pair, taps = in_variant(self.pair, name), self.taps
-        self.taps = pair.taps(self.build)
-        with ExitStack() as stack:
-            stack.callback(setattr, self, "taps", taps)
-            stack.enter_context(self.native_stage.running(pair.native, self.taps))
-            if isinstance(self.reference_stage, LiveReference):
-                stack.enter_context(self.reference_stage.running(pair.reference, self.taps))
+        kept = self._runs
+        self._run_as(in_variant(self.pair, name))
+        try:
             yield
+        finally:
+            self._run_as(kept)
+
+    def _run_as(self, pair: ModelPair) -> None:
+        """Call what is resident as a variant says; a native that is loaded again later is called so too.
+
+        Nothing of a stage is held meanwhile: it must be able to make room.
+        """
+        self._runs, self.taps = pair, pair.taps(self.build)
+        if self._native_stage is not None:
+            self._native_stage.run_as(pair.native, self.taps)
+        if isinstance(self.reference_stage, LiveReference):
+            self.reference_stage.run_as(pair.reference, self.taps)
 
     def finer_weights(self, lora: bool) -> list[str]:
         """List the native's weights that are rounded copies of finer values, in the LoRA state that is on now."""
@@ -237,13 +254,3 @@ def opened(pair: ModelPair, build: Build) -> Iterator[PairSession]:
         yield session
     finally:
         session.close()
-
-
-def weight_differences(weights: Mapping[str, WeightComparison]) -> list[str]:
-    """Word every weight that differs, swaps first."""
-    found = sorted((c for c in weights.values() if c.differs), key=lambda c: (c.swapped_with is None, c.native_key))
-    return [
-        f"{c.native_key} holds what should be {c.swapped_with}" if c.swapped_with
-        else f"{c.native_key} differs from the mapped reference by {c.rel_l2:.1e}"
-        for c in found
-    ]  # fmt: skip

@@ -21,6 +21,7 @@ from parity.execution.trace import Trace
 from parity.lora.adapter import LoraAdapter
 from parity.numerics.metrics import ClassicMetrics
 from parity.pair import ModelPair
+from parity.weights.load import WeightComparison
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,24 @@ class Nudge:
     delta: Tensor
 
 
+@dataclass(frozen=True)
+class Question:
+    """What another interpreter, in which one side's model can be loaded, is asked.
+
+    Args:
+        what: the command that answers: impact, nearest, repair.
+        draw: the draw it is about. note: plain data. tensors: named values.
+    """
+
+    what: str
+    draw: DrawOf
+    note: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+Ask = Callable[[Question], Mapping[str, Any]]
+"""Puts a question to another interpreter and returns its answer, plain data."""
+
 T = TypeVar("T")
 
 
@@ -153,6 +172,12 @@ class ReferenceStage(Protocol):
     def at_work(self, draw: DrawOf, work: Callable[[Any], T]) -> T | None:
         """Return what some work on the model, a `LiveReference` in the draw's state, gives; None: not to be had."""
 
+    def asked(self, question: Question) -> Mapping[str, Any] | None:
+        """Return what the interpreter answers in which the model can be loaded; None: there is none."""
+
+    def recorded_ops(self, draw: DrawOf) -> Mapping[str, Any] | None:
+        """Return the ops of the lockstep pass as a recording keeps them; None: it has none."""
+
 
 class JudgedSession(Protocol):
     """What judging a state needs of a pair, whether its models are resident or recorded."""
@@ -175,7 +200,11 @@ class JudgedSession(Protocol):
 
     @property
     def native_stage(self) -> NativeStage:
-        """What answers for the native."""
+        """What answers for the native; loaded again where it had to make room."""
+
+    @property
+    def weights(self) -> Mapping[str, WeightComparison]:
+        """What native tensors hold, against what the key map says they should; of a recording those that differ."""
 
     def variant(self, name: str) -> AbstractContextManager[None]:
         """Run the pair as one of its variants or lanes while the context is open."""
@@ -218,6 +247,12 @@ class NativeStage(Protocol):
     def as_stored(self, draw: DrawOf, restart: Callable[[], Restart], decisions: Decisions) -> Trace:
         """Return the pass in which remembered tables have their stored values."""
 
+    def asked(self, question: Question) -> Mapping[str, Any] | None:
+        """Return what the interpreter answers in which the model can be loaded; None: there is none."""
+
+    def recorded_ops(self, draw: DrawOf) -> Mapping[str, Any] | None:
+        """Return the ops of the lockstep pass as a recording keeps them; None: it has none."""
+
 
 class RecordedReference(ReferenceStage, Protocol):
     """A reference whose model is not resident: its passes, weights and LoRA are read from where they were recorded."""
@@ -238,5 +273,12 @@ class RecordedReference(ReferenceStage, Protocol):
     def came_from(self) -> dict[str, Any]:
         """Where the passes are from (`kept`: cache or recording), their `bytes`, and versions they were made with."""
 
+    @property
+    def is_loaded_again(self) -> bool:
+        """Whether the model can be loaded here, for what a recording does not answer."""
+
     def given(self, draw: DrawOf) -> DrawOf:
         """Return the draw with the inputs that were recorded."""
+
+    def let_go(self) -> None:
+        """Let go of the reference's model where it was loaded again, to make room for the native."""

@@ -30,7 +30,7 @@ from parity.four import Apart, FourComparisons, four_comparisons
 from parity.inventory import find_project
 from parity.io.recording import RecordingFolder
 from parity.pair import ModelPair
-from parity.propagation import Interpreter, StageFailed, propagate
+from parity.propagation import Interpreter, StageFailed, ask
 from parity.references import ReferenceSources
 from parity.stage import Options
 
@@ -73,8 +73,9 @@ def debug_lora(
         recorded, native = stages.run()
         options = Options(seed=seed, draws=1)
         sources = ReferenceSources(
-            folders={pair: recorded}, natives={pair: native}, propagate=partial(propagate, stages.reference)
-        )
+            folders={pair: recorded}, natives={pair: native},
+            ask_reference=partial(ask, stages.reference), ask_native=partial(ask, stages.native),
+        )  # fmt: skip
         settings = Settings(
             dtype_named(dtype), size_named(chosen, size), device_named(device or "auto"), options, sources
         )

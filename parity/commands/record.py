@@ -1,4 +1,4 @@
-"""`parity record` and `parity impact`: one side's part of a verdict, made in the environment that side lives in."""
+"""`parity record`: one side's part of a verdict, made in the environment that side lives in."""
 
 from __future__ import annotations
 
@@ -34,7 +34,6 @@ from parity.errors import UsageError
 from parity.inventory import find_project
 from parity.native_recorder import record_native
 from parity.pair import ModelPair, variants_of
-from parity.propagation import answer
 from parity.recorded import Recorded
 from parity.recorder import Plan, record_reference
 from parity.stage import Options
@@ -109,18 +108,6 @@ def _record_native(plan: Plan, reference: Path | None, out: Path, resume: bool, 
     record_native(plan, recorded, out, resume=resume, tell=tell)
 
 
-def impact(
-    pair: Annotated[str, typer.Argument(help="The pair's name.")],
-    recording: Annotated[Path, typer.Option(metavar="DIR", help="The reference's recording.")],
-    request: Annotated[Path, typer.Option(metavar="DIR", help="The errors to propagate.")],
-    folders: PairsOption = None,
-) -> None:
-    """Propagate a native's errors through the reference, in the reference's environment; prints JSON."""
-    with reported(json_out=True):
-        chosen = choose(find_project(Path.cwd(), folders or ()).pairs(), pair)
-        emit({"impacts": answer(chosen, recording, request)}, "", json_out=True)
-
-
 def _native_dtypes(pair: ModelPair, taps: Mapping[str, str], given: list[str]) -> dict[str, torch.dtype]:
     found: dict[str, torch.dtype] = {}
     for words in given:
@@ -152,4 +139,4 @@ def _quiet(text: str) -> None:
 
 
 EPILOG = examples(*_EXAMPLES)
-__all__ = ["EPILOG", "impact", "record"]
+__all__ = ["EPILOG", "record"]

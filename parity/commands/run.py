@@ -34,7 +34,7 @@ from parity.engine import Engine, Settings
 from parity.errors import ParityError, RecordError
 from parity.inventory import find_project
 from parity.pair import ModelPair
-from parity.propagation import Interpreter, propagate
+from parity.propagation import Interpreter, ask
 from parity.references import ReferenceSources, recorded_build, recordings, states_of
 from parity.report.record import unjudged_record
 from parity.report.terminal import render_run
@@ -89,7 +89,11 @@ def compare(
     native: Annotated[Path, typer.Argument(metavar="NATIVE", help="The native's, made against it.")],
     folders: PairsOption = None,
     reference_python: Annotated[
-        str | None, typer.Option(metavar="PYTHON", help="Interpreter the reference lives in, to compute impacts.")
+        str | None,
+        typer.Option(metavar="PYTHON", help="Interpreter the reference lives in, for impacts and nearest variants."),
+    ] = None,
+    native_python: Annotated[
+        str | None, typer.Option(metavar="PYTHON", help="Interpreter the native lives in, to try repairs.")
     ] = None,
     expression: WordsOption = None,
     report: ReportOption = Path("reports"),
@@ -103,15 +107,16 @@ def compare(
         (build, options), recorded = recorded_build(reference), recordings([native])
         if name not in recorded:
             raise RecordError(f"{native} is a recording of {next(iter(recorded))!r}, {reference} one of {name!r}")
-        here = Interpreter(reference_python, tuple(folders or ())) if reference_python else None
-        sources = ReferenceSources(
-            folders=found, natives=recorded, propagate=None if here is None else partial(propagate, here)
-        )
+        asks = [
+            partial(ask, Interpreter(python, tuple(folders or ()))) if python else None
+            for python in (reference_python, native_python)
+        ]
+        sources = ReferenceSources(folders=found, natives=recorded, ask_reference=asks[0], ask_native=asks[1])
         settings = Settings(build.dtype, build.size, build.device, options, sources)
         wanted = states_of(reference)
         cases = [c for c in cases_of(chosen, settings.build(chosen)) if (c.lora, c.variant) in wanted]
         words = f"parity compare {shlex.quote(str(reference))} {shlex.quote(str(native))}"
-        words += _repeated(folders, **{"reference-python": reference_python})
+        words += _repeated(folders, **{"reference-python": reference_python, "native-python": native_python})
         code = _run(chosen, settings, select(cases, expression), len(cases), report, words, json_out)
     raise typer.Exit(code)
 

@@ -3,143 +3,195 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 
-import torch
-from torch import Tensor
-
-from parity.diagnose.forwards import Forwards
-from parity.diagnose.nearest import EXPLAINED, Nearest, Target, nearest_variants
-from parity.diagnose.places import Place, SideOps, place_of_difference, side_ops
-from parity.diagnose.repair import Repair, RepairShop
-from parity.diagnose.signature import Seen, recognised
-from parity.draws import Draw, aligned, dtypes_of, restart_of
-from parity.execution.passes import FromReference, Restart, mask_of
-from parity.execution.storage import bits
+from parity.diagnose.explained import Explained
+from parity.diagnose.nearest import EXPLAINED, Nearest
+from parity.diagnose.places import place_of_difference
+from parity.diagnose.recorded_ops import from_data
+from parity.diagnose.repair import Faulty, Repair, RepairShop
+from parity.diagnose.search import low_dtype, search, target_of
+from parity.diagnose.shapes import signatures_of
+from parity.diagnose.side_ops import SideOps, side_ops
+from parity.draws import Draw, dtypes_of, restart_of
+from parity.errors import ParityError, RecordError
+from parity.execution.passes import FromReference, Restart
 from parity.execution.tap import Tap
 from parity.live import LiveNative, LiveReference
 from parity.numerics.evidence import Evidence
 from parity.numerics.limits import Limits
 from parity.numerics.verdict import Judged, VerdictClass
-from parity.weights.load import WeightComparison
+from parity.stage import NativeStage, Question, ReferenceStage
 
+_NO_NEAREST = (
+    "nearest reference variants were not to be had: name the reference's interpreter "
+    "(--parity-reference-python, of `parity compare` --reference-python)"
+)
+_NO_OPS = "lines and repairs were not to be had: the {side}'s recording lacks its ops, record it again with --resume"
+_NO_REPAIR = "repairs were not tried: name the native's interpreter (of `parity compare` --native-python)"
 _REPAIRED = 3
 """Taps that are repaired, the first faulty ones, each of another kind: what is behind them is mostly the same bug."""
 
 
-@dataclass
-class Explained:
-    """What was found of differences, by tap.
-
-    Args:
-        nearest: the nearest variant of the reference.
-        places: where in the code the two sides part.
-        wrong: weights its segment reads that are not the reference's.
-        repairs: the change of the native that restores the reference's function.
-        signatures: what shape the difference has, names and words, what says most first.
-        missing: why neither could be had, "" where both could.
-    """
-
-    nearest: dict[str, Nearest] = field(default_factory=dict)
-    places: dict[str, Place] = field(default_factory=dict)
-    wrong: dict[str, list[WeightComparison]] = field(default_factory=dict)
-    repairs: dict[str, Repair] = field(default_factory=dict)
-    signatures: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
-    missing: str = ""
-
-
-def explain(draw: Draw, judged: Mapping[str, Judged], limits: Limits, native: SideOps | None = None) -> Explained:
-    """Explain every tap that differs; the nearest reference variant decides what was undecided.
+class Explanation:
+    """A second look at the differences of a draw, in two parts, so that one model at a time is needed.
 
     Args:
         draw: the draw to search in.
         judged: the verdicts so far, before impacts; those the search decides are changed.
         limits: in force.
         native: the native's ops where its model may have to make room for the reference's; None: traced when needed.
+
+    Attributes:
+        found: what was found until now.
     """
-    taps = [t for t in draw.session.taps if t.name in judged and _open(judged[t.name], draw.evidence[t.name], limits)]
-    if not taps and not any(j.different for j in judged.values()):
-        return Explained()
 
-    def work(reference: LiveReference) -> tuple[dict[str, Nearest], SideOps | None]:
-        found = _search(draw, reference, taps)
-        for name, nearest in found.items():
-            _decide(judged[name], nearest)
-        ops = None
-        if any(j.different for j in judged.values()):
-            ops = side_ops(reference, draw.of, FromReference(dtypes_of(draw.free_native), draw.inputs))
-        return found, ops
+    def __init__(
+        self, draw: Draw, judged: Mapping[str, Judged], limits: Limits, native: SideOps | None = None
+    ) -> None:
+        self._draw, self._judged, self._limits = draw, judged, limits
+        self._native = native
+        self._reference: SideOps | None = None
+        self.found = Explained()
 
-    signatures = signatures_of(draw, judged)
-    done = draw.session.reference_stage.at_work(draw.of, work)
-    if done is None:
-        missing = "the reference is a recording here: nearest variants and lines were not to be had"
-        return Explained(signatures=signatures, missing=missing)
-    explained = Explained(done[0], signatures=signatures)
-    native = native_ops(draw, judged) if native is None else native
-    if native is not None and done[1] is not None:
-        _place(explained, draw, judged, native, done[1])
-        _repair(explained, draw, judged, limits, native, done[1])
-    return explained
+    @property
+    def _differs(self) -> bool:
+        return any(j.different for j in self._judged.values())
 
+    # --- the reference's part -----------------------------------------------------------------------------------------
 
-def signatures_of(draw: Draw, judged: Mapping[str, Judged]) -> dict[str, list[tuple[str, str]]]:
-    """Recognise what shape the differences of logic have."""
-    taps = {t.name: t for t in draw.session.taps if t.name in judged}
-    found = {}
-    for name, verdict in judged.items():
-        if verdict.logic and (names := recognised(_seen(draw, taps[name], list(taps.values())))):
-            found[name] = names
-    return found
+    def by_reference(self) -> None:
+        """Search nearest variants, which decide what was undecided, and get the reference's ops."""
+        evidence = self._draw.evidence
+        taps = [t for t in self._draw.session.taps if t.name in self._judged]
+        taps = [t for t in taps if _open(self._judged[t.name], evidence[t.name], self._limits)]
+        if not taps and not self._differs:
+            return
+        self.found.signatures = signatures_of(self._draw, self._judged)
+        stage = self._draw.session.reference_stage
+        if stage.at_work(self._draw.of, lambda reference: self._searched(reference, taps)) is None:
+            self._asked(stage, taps)
 
+    def _searched(self, reference: LiveReference, taps: list[Tap]) -> bool:
+        draw, dtypes = self._draw, dtypes_of(self._draw.free_native)
+        targets = [target_of(draw, tap) for tap in taps]
+        self._take(dict(search(reference, draw.of, draw.reference, targets, dtypes, low_dtype(draw))))
+        if self._differs:
+            self._reference = side_ops(reference, draw.of, FromReference(dtypes, draw.inputs))
+        return True
 
-def _seen(draw: Draw, tap: Tap, taps: Sequence[Tap]) -> Seen:
-    """Return the exact values of a tap and of the earlier taps that have its shape."""
-    r, n = draw.reference.values[tap.name], draw.native.values[tap.name]
-    assert r.high is not None
-    assert n.high is not None
-    valid = None if tap.valid is None else mask_of(tap, draw.inputs, r.low).expand(r.low.shape)
-    native = _channels_last(aligned(tap, n.high, r.low.shape), tap, valid)
-    reference = _channels_last(r.high, tap, valid)
-    earlier = taps[: [t.name for t in taps].index(tap.name)]
-    # Both sides go on from the values as computed, so these are exact behind a tap.
-    values = ((t.name, draw.reference.values[t.name].low) for t in earlier if valid is None)
-    upstream = {k: _channels_last(v, tap, None) for k, v in values if v.shape == r.low.shape}
-    return Seen(native, reference, upstream)
+    def _asked(self, stage: ReferenceStage, taps: list[Tap]) -> None:
+        """Ask for the nearest variants where the reference can be loaded; its ops were recorded."""
+        if taps:
+            try:
+                answer = stage.asked(self._nearest_question(taps))
+                self._miss(_NO_NEAREST if answer is None else "")
+                held = {} if answer is None else answer["nearest"]
+                self._take({str(name): Nearest(**{**n, "edits": tuple(n["edits"])}) for name, n in held.items()})
+            except ParityError as error:
+                self._miss(f"nearest reference variants were not to be had: {_first_line(error)}")
+        if self._differs:
+            self._reference = self._recorded(stage, "reference")
 
+    def _nearest_question(self, taps: list[Tap]) -> Question:
+        targets = [target_of(self._draw, tap) for tap in taps]
+        note = {"low": str(low_dtype(self._draw)).removeprefix("torch."), "wide": [t.name for t in targets if t.wide]}
+        return Question("nearest", self._draw.of, note, {t.name: t.native for t in targets})
 
-def _channels_last(value: Tensor, tap: Tap, valid: Tensor | None) -> Tensor:
-    real = torch.view_as_real(value).flatten(-2) if value.is_complex() else value
-    moved = real.double().movedim(tap.channel_dim, -1) if real.dim() else real.double().reshape(1)
-    if valid is None:
-        return moved
-    kept: Tensor = moved[valid.movedim(tap.channel_dim, -1)[..., 0]]
-    return kept
+    def _take(self, nearest: dict[str, Nearest]) -> None:
+        self.found.nearest = nearest
+        for name, variant in nearest.items():
+            _decide(self._judged[name], variant)
 
+    # --- the native's part --------------------------------------------------------------------------------------------
 
-def _repair(
-    explained: Explained, draw: Draw, judged: Mapping[str, Judged], limits: Limits, native: SideOps, reference: SideOps
-) -> None:
-    """Try to repair the first faulty tap of each kind, as long as there is time."""
-    stage, faulty = draw.session.native_stage, [n for n, j in judged.items() if j.logic]
-    if not faulty or not isinstance(stage, LiveNative):
-        return
-    if draw.session.recorded is not None:
-        explained.missing = "repairs need both models resident: they were not tried"
-        return
-    weights: Mapping[str, WeightComparison] = getattr(draw.session, "weights", {})
-    wrong = frozenset(name for name, w in weights.items() if w.differs)
+    def by_native(self) -> None:
+        """Say where the sides part, and try to repair the first faulty taps."""
+        if not self._differs or self._reference is None:
+            return
+        faulty = self._faulty()
+        with self._at_native(needed=bool(faulty) or self._native is None):
+            if self._native is None:
+                self._native = native_ops(self._draw, self._judged) or self._recorded(self._stage, "native")
+            if self._native is None:
+                return
+            for name, verdict in self._judged.items():
+                if verdict.different:
+                    self._place(name, verdict, self._native, self._reference)
+            if faulty:
+                self._repair(faulty, self._native, self._reference)
 
-    def restart() -> Restart:
-        return restart_of(draw.session.taps, draw.reference, draw.free_native, draw.inputs)
+    @property
+    def _stage(self) -> NativeStage:
+        return self._draw.session.native_stage
 
-    shop = RepairShop(draw, stage, native, reference, restart, limits.logic_error, wrong)
-    kinds = {t.kind: t for t in reversed(draw.session.taps) if t.name in faulty}
-    first = sorted(kinds.values(), key=lambda t: faulty.index(t.name))[:_REPAIRED]
-    for tap in first:
-        if math.isfinite(draw.evidence[tap.name].logic_error) and (found := shop.repair(tap)) is not None:
-            explained.repairs[tap.name] = found
+    def _at_native(self, needed: bool) -> AbstractContextManager[None]:
+        """Put the LoRA on a native that was let go, or had it taken off, since the draw was judged."""
+        session = self._draw.session
+        return session.lora(self._draw.of.lora) if needed and session.recorded is not None else nullcontext()
+
+    def _place(self, name: str, verdict: Judged, native: SideOps, reference: SideOps) -> None:
+        place = place_of_difference(name, native, reference, verdict.logic)
+        weights = self._draw.session.weights
+        self.found.places[name] = place
+        self.found.wrong[name] = [w for k in place.weights if (w := weights.get(k)) is not None and w.differs]
+
+    def _faulty(self) -> list[Tap]:
+        """Return the first faulty tap of each kind."""
+        names = [n for n, j in self._judged.items() if j.logic and math.isfinite(self._draw.evidence[n].logic_error)]
+        kinds = {t.kind: t for t in reversed(self._draw.session.taps) if t.name in names}
+        return sorted(kinds.values(), key=lambda t: names.index(t.name))[:_REPAIRED]
+
+    def _repair(self, taps: list[Tap], native: SideOps, reference: SideOps) -> None:
+        """Try to repair taps, here where the native's model is, or where it can be loaded."""
+        stage = self._stage
+        wrong = frozenset(name for name, w in self._draw.session.weights.items() if w.differs)
+        if isinstance(stage, LiveNative):
+            stage.learn_constants(self._draw.of)
+            shop = RepairShop(self._job, stage, native, reference, self._restart, self._limits.logic_error, wrong)
+            self.found.repairs = shop.repairs(taps)
+            return
+        note = {
+            "taps": [t.name for t in taps], "before": {t.name: self._job.before[t.name] for t in taps},
+            "noise": {t.name: self._job.noise[t.name] for t in taps}, "wrong": sorted(wrong),
+            "limit": self._limits.logic_error,
+        }  # fmt: skip
+        try:
+            answer = stage.asked(Question("repair", self._draw.of, note))
+        except ParityError as error:
+            self._miss(f"repairs were not tried: {_first_line(error)}")
+            return
+        self._miss(_NO_REPAIR if answer is None else "")
+        self.found.repairs = {} if answer is None else {str(n): Repair(**r) for n, r in answer["repairs"].items()}
+
+    @cached_property
+    def _job(self) -> Faulty:
+        evidence = self._draw.evidence
+        return Faulty(
+            self._draw.of, self._draw.reference, self._draw.native,
+            {n: e.logic_error for n, e in evidence.items()}, {n: e.noise for n, e in evidence.items()},
+        )  # fmt: skip
+
+    def _restart(self) -> Restart:
+        return restart_of(self._draw.session.taps, self._draw.reference, self._draw.free_native, self._draw.inputs)
+
+    # --- what was not to be had ---------------------------------------------------------------------------------------
+
+    def _recorded(self, stage: ReferenceStage | NativeStage, side: str) -> SideOps | None:
+        held = stage.recorded_ops(self._draw.of)
+        if held is None:
+            self._miss(_NO_OPS.format(side=side))
+            return None
+        try:
+            return from_data(held)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            text = f"the {side}'s recorded ops are none of this project's: {type(error).__name__}"
+            raise RecordError(text) from error
+
+    def _miss(self, text: str) -> None:
+        self.found.missing = "; ".join(filter(None, (self.found.missing, text)))
 
 
 def native_ops(draw: Draw, judged: Mapping[str, Judged]) -> SideOps | None:
@@ -147,25 +199,13 @@ def native_ops(draw: Draw, judged: Mapping[str, Judged]) -> SideOps | None:
     stage = draw.session.native_stage
     if not isinstance(stage, LiveNative) or not any(j.different for j in judged.values()):
         return None
+    stage.learn_constants(draw.of)
     restart = restart_of(draw.session.taps, draw.reference, draw.free_native, draw.inputs)
     return side_ops(stage, draw.of, restart, draw.reference.decisions)
 
 
-def _place(explained: Explained, draw: Draw, judged: Mapping[str, Judged], native: SideOps, reference: SideOps) -> None:
-    weights: Mapping[str, WeightComparison] = getattr(draw.session, "weights", {})
-    for name, verdict in judged.items():
-        if verdict.different:
-            place = place_of_difference(name, native, reference, verdict.logic)
-            explained.places[name] = place
-            explained.wrong[name] = [w for k in place.weights if (w := weights.get(k)) is not None and w.differs]
-
-
-def _search(draw: Draw, reference: LiveReference, taps: Sequence[Tap]) -> dict[str, Nearest]:
-    if not taps:
-        return {}
-    restart = FromReference(dtypes_of(draw.free_native), draw.inputs)
-    forwards = Forwards(reference.runner(), draw.inputs, draw.reference, restart, [t.name for t in taps])
-    return nearest_variants(forwards, [_target(draw, tap) for tap in taps], low_dtype(draw))
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:200]
 
 
 def _open(judged: Judged, evidence: Evidence, limits: Limits) -> bool:
@@ -176,21 +216,6 @@ def _open(judged: Judged, evidence: Evidence, limits: Limits) -> bool:
         return True
     whole = evidence.excesses.get("identity")
     return judged.cls is VerdictClass.SAME and whole is not None and whole.departure > limits.margin
-
-
-def _target(draw: Draw, tap: Tap) -> Target:
-    r = draw.reference.values[tap.name].low
-    valid = None if tap.valid is None else mask_of(tap, draw.inputs, r)
-    wide = any(key.endswith("float64") for key in draw.native.segment_before(tap.name))
-    native = aligned(tap, draw.native.values[tap.name].low, r.shape)
-    return Target(tap.name, native, valid, tap.has_attention, wide)
-
-
-def low_dtype(draw: Draw) -> torch.dtype:
-    """Return the 16-bit dtype the two sides compute in; bfloat16 where neither does."""
-    dtypes = [v.dtype for trace in (draw.reference, draw.native) for v in trace.values.values()]
-    low = [d for d in dtypes if d.is_floating_point and bits(d) <= bits(torch.float16)]
-    return max(set(low), key=low.count) if low else torch.bfloat16
 
 
 def _decide(judged: Judged, nearest: Nearest) -> None:

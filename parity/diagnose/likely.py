@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from parity.diagnose.explain import Explained
+from parity.diagnose.explained import Explained
 from parity.numerics.evidence import Evidence
 from parity.numerics.verdict import Judged
 from parity.weights.load import WeightComparison

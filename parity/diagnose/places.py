@@ -7,41 +7,14 @@ in value but not in dtype are the dtype trace.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
-
-from parity.diagnose.forwards import Enough, Nowhere
-from parity.execution.decisions import Decisions
-from parity.execution.hooks import TapHooks
-from parity.execution.op_values import OpShadow, OpValue, Values, values_of
-from parity.execution.ops import numbers
-from parity.execution.passes import OUTPUT, Restart
-from parity.execution.tap import Inputs, Tap
-from parity.live import LiveSide
-from parity.stage import DrawOf
+from parity.diagnose.side_ops import SideOps, Step
+from parity.execution.op_values import OpValue, Values, values_of
 
 _PLAIN = frozenset({"t", "view", "clone", "copy_", "cat", "stack"})
-
-
-@dataclass(frozen=True)
-class Step:
-    """One op of a side, in words.
-
-    Args:
-        name: of the op. dtype: of its output. line: of the side's code. module: path of the module, "" where unknown.
-    """
-
-    name: str
-    dtype: str
-    line: str
-    module: str
-
-    def __str__(self) -> str:
-        return f"`{self.name}` at {self.line}" + (f" in {self.module}" if self.module else "")
 
 
 @dataclass(frozen=True)
@@ -83,83 +56,6 @@ class Place:
             "dtypes": [[str(n), n.dtype, str(r), r.dtype] for n, r in self.dtypes[:8]],
             "notes": list(self.notes),
         }
-
-
-@dataclass
-class SideOps:
-    """The ops of one lockstep pass of a side, with their exact values."""
-
-    shadow: OpShadow
-    modules: Mapping[int, str]
-
-    def of(self, tap: str) -> list[OpValue]:
-        """Return the ops a tap's value is made of, in order."""
-        given = self.shadow.given
-        return [given[n] for n in numbers(self.shadow.log.trace.cones.get(tap, 0)) if n in given]
-
-    def step(self, op: OpValue | None) -> Step | None:
-        """Word an op."""
-        if op is None:
-            return None
-        dtype = str(op.op.dtype).removeprefix("torch.")
-        return Step(op.op.name, dtype, str(op.op.source), self.modules.get(op.op.module, ""))
-
-
-@dataclass
-class _Watching:
-    """A restart that tells an op log what each tap is made of."""
-
-    inner: Restart
-    shadow: OpShadow
-    last: str
-    wants: Callable[[Tap], bool]
-    kept: Callable[[Tap, Tensor], Tensor | None] | None = field(default=None)
-
-    def __call__(self, tap: Tap, value: Tensor, number: int) -> Tensor | None:
-        self.shadow.log.reached(tap.name, value)
-        new = self.inner(tap, value, number)
-        self.shadow.log.replaced(value if new is None else new)
-        return new
-
-    def passed(self, tap: Tap, value: Tensor, number: int) -> None:
-        """Note a tap that is recorded and not replaced."""
-        self.shadow.log.reached(tap.name, value)
-
-    def output(self, out: Tensor) -> Tensor:
-        """Note the final output, behind which nothing is wanted."""
-        self.shadow.log.reached(OUTPUT, out)
-        raise Enough
-
-
-def side_ops(live: LiveSide, draw: DrawOf, restart: Restart, decisions: Decisions | None = None) -> SideOps:
-    """Run one side in lockstep once more and keep what every op gives.
-
-    Args:
-        live: the side.
-        draw: the draw.
-        restart: what each tap goes on with.
-        decisions: to replay; None: its own.
-    """
-    model, runner = live.side.model, live.runner()
-    own = None if decisions is None else Decisions(replayed=decisions)
-    shadow = live.side.shadow(OpShadow, draw.inputs, dtype=draw.options.shadow_dtype, decisions=own)
-    assert isinstance(shadow, OpShadow)
-    shadow.name_parameters(model.named_parameters())
-    wants = getattr(restart, "wants", lambda tap: True)
-    watching = _Watching(restart, shadow, "", wants, getattr(restart, "kept", None))
-    others = [t for t in runner.taps if not (t.restarts and wants(t))]
-    around, output = runner.around, runner.output
-
-    def within(model: nn.Module, inputs: Inputs) -> AbstractContextManager[Any]:
-        stack = ExitStack()
-        stack.enter_context(TapHooks(model, others, runner.side, watching.passed).attached())
-        stack.enter_context(around(model, inputs))
-        return stack
-
-    watched = replace(runner, around=within, output=lambda out: watching.output(output(out)))
-    with suppress(Enough):
-        watched.run(draw.inputs, watching, shadow, sink=Nowhere())
-    return SideOps(shadow, {id(module): name for name, module in model.named_modules()})
 
 
 def place_of_difference(tap: str, native: SideOps, reference: SideOps, logic: bool = True) -> Place:
@@ -238,6 +134,6 @@ def _notes(
         if op.holds_low and same and not any(o.holds_low for o in same):
             yield f"{native.step(op)} is {str(op.op.dtype).removeprefix('torch.')} and holds 16-bit values only"
             break
-    sides = native.shadow.matmul, reference.shadow.matmul
+    sides = native.matmul, reference.matmul
     if sides[0] != sides[1]:
         yield f"float32 matmul precision is {sides[0]!r} in the native, {sides[1]!r} in the reference"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from parity.diagnose.forwards import Enough
-from parity.diagnose.places import SideOps, unmatched
+from parity.diagnose.places import unmatched
 from parity.diagnose.repairs import (
     bias_changes,
     factor_changes,
@@ -26,8 +26,9 @@ from parity.diagnose.repairs import (
     slice_changes,
     split_changes,
 )
+from parity.diagnose.side_ops import SideOps
 from parity.diagnose.weight_repairs import parameter_changes
-from parity.draws import Draw, aligned
+from parity.draws import aligned
 from parity.errors import ModelFailed, TapError
 from parity.execution.changes import Change, ChangedForward
 from parity.execution.decisions import Decisions
@@ -35,9 +36,12 @@ from parity.execution.op_values import OpValue, values_of
 from parity.execution.passes import Restart, mask_of
 from parity.execution.shadow import Shadow
 from parity.execution.tap import Inputs, Tap
-from parity.execution.trace import TapValue, joined
+from parity.execution.trace import TapValue, Trace, joined
 from parity.live import LiveNative
+from parity.stage import DrawOf
 
+SECONDS = 3.0
+"""How long the taps of a draw together may take to be repaired."""
 _HELPS, _CONFIRMED, _DROWNED, _LEAST = 0.5, 6, 8.0, 12
 
 
@@ -62,6 +66,22 @@ class Repair:
         return {"words": self.words, "logic_error_before": self.before, "logic_error_after": self.after}
 
 
+@dataclass(frozen=True)
+class Faulty:
+    """A draw whose taps are to be repaired: what a recording has of it is enough.
+
+    Args:
+        of: the draw. reference, native: its lockstep passes.
+        before: logic_error by tap. noise: size of the reference's own rounding by tap.
+    """
+
+    of: DrawOf
+    reference: Trace
+    native: Trace
+    before: Mapping[str, float]
+    noise: Mapping[str, float]
+
+
 @dataclass
 class RepairShop:
     """Tries changes on the native in one draw.
@@ -73,15 +93,20 @@ class RepairShop:
         spent: how long they took.
     """
 
-    draw: Draw
+    draw: Faulty
     live: LiveNative
     native: SideOps
     reference: SideOps
     restart: Callable[[], Restart]
     limit: float
     wrong: frozenset[str] = frozenset()
-    seconds: float = 3.0
+    seconds: float = field(default_factory=lambda: SECONDS)
     spent: float = 0.0
+
+    def repairs(self, taps: Iterable[Tap]) -> dict[str, Repair]:
+        """Return what restores taps, by name; those that nothing restores are left out."""
+        tried = {tap.name: self.repair(tap) for tap in taps}
+        return {name: found for name, found in tried.items() if found is not None}
 
     def repair(self, tap: Tap) -> Repair | None:
         """Return the first change that restores a tap, None where none does."""
@@ -92,9 +117,8 @@ class RepairShop:
             self.spent += time.perf_counter() - started
 
     def _repaired(self, tap: Tap, started: float) -> Repair | None:
-        before = self.draw.evidence[tap.name].logic_error
+        before, noise = self.draw.before[tap.name], self.draw.noise[tap.name]
         tried: list[tuple[float, int, Change]] = []
-        noise = self.draw.evidence[tap.name].noise
         drowned, helps = before < _DROWNED * noise, _HELPS * self._low_error(tap)
         for number, change in enumerate(self._changes(tap)):
             if number >= _LEAST and time.perf_counter() - started > self.seconds:
@@ -129,8 +153,8 @@ class RepairShop:
                 yield from op_changes(op, line) if len(alike) > 1 else ()
                 yield from bias_changes(op, held, line)
         last = max((op.op.number for op in ops), default=0)
-        yield from split_changes(dict([(n, s) for n, s in self.native.shadow.splits.items() if n <= last][-4:]))
-        yield from slice_changes([g for g in self.native.shadow.slices.values() if len(g) > 1 and max(g) <= last][-4:])
+        yield from split_changes(dict([(n, s) for n, s in self.native.splits.items() if n <= last][-4:]))
+        yield from slice_changes([g for g in self.native.slices if len(g) > 1 and max(g) <= last][-4:])
         if (
             region
             and ops[-1] is region[-1]
@@ -138,7 +162,7 @@ class RepairShop:
             and (whole := self._wanted(tap)) is not None
         ):
             yield found_factor(region[-1], whole, str(self.native.step(region[-1])).split(" at ", 1)[1])
-        groups = [g for g in self.native.shadow.slices.values() if len(g) > 1 and min(g) <= last][-3:]
+        groups = [g for g in self.native.slices if len(g) > 1 and min(g) <= last][-3:]
         yield from factor_changes([op for op in region if op.op.name == "add"], groups)
         # Weights that are what the key map says: the key map may be wrong.
         yield from parameter_changes([n for n in names if n not in wrong], held, tap.heads)
@@ -170,7 +194,7 @@ class RepairShop:
         r = reference.to(wide)
         difference = aligned(tap, native, reference.shape).to(wide) - r
         if tap.valid is not None:
-            keep = mask_of(tap, self.draw.inputs, reference)
+            keep = mask_of(tap, self.draw.of.inputs, reference)
             r, difference = torch.where(keep, r, 0), torch.where(keep, difference, 0)
         size = float(r.norm())
         found = float(difference.norm()) / size if size else math.inf

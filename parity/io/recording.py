@@ -6,6 +6,7 @@
     DIR/lora/                            the LoRA, as A, B and scaling per target
     DIR/lora_off-seed0/inputs/           what the model was called with
     DIR/lora_off-seed0/free/             a pass: shards and pass.json
+    DIR/lora_off-seed0/ops.json          the ops of the lockstep pass: size, norm and sum of what each gave, no values
 
 Safetensors and JSON only; reading runs nothing.
 """
@@ -29,10 +30,11 @@ from parity.io.atomic import locked
 from parity.io.passes import PassWriter, StoredPass, is_complete
 from parity.io.records import Kind, as_written, read_record, write_record
 from parity.io.shards import ShardReader, ShardWriter
-from parity.io.tree import grown, planted
+from parity.io.tree import grown, planted, printable
 
 RECORDING = Kind("dit-parity-recording", 1, "parity recording")
 TENSORS = Kind("dit-parity-tensors", 1, "set of recorded tensors")
+OPS = Kind("dit-parity-ops", 1, "list of recorded ops")
 _NAME = re.compile(r"[a-z0-9_]+(-[a-z0-9_]+)*")
 
 
@@ -169,6 +171,28 @@ class RecordingFolder:
         """Return how much of some draws is on disk already; of the whole recording where none is named."""
         folders = [self.below(name) for name in draws] or [self.path]
         return sum(file.stat().st_size for folder in folders for file in folder.rglob("*.safetensors"))
+
+    def write_ops(self, draw: str, ops: Mapping[str, Any]) -> None:
+        """Write the ops of a draw's lockstep pass."""
+        write_record(self.below(draw) / "ops.json", ops, OPS)
+
+    def ops(self, draw: str) -> dict[str, Any] | None:
+        """Return the ops of a draw's lockstep pass; None: they were not recorded.
+
+        Raises:
+            RecordError: they are damaged.
+        """
+        path = self.below(draw) / "ops.json"
+        if not path.exists():
+            return None
+        found: dict[str, Any] = printable(read_record(path, OPS))
+        return found
+
+    def has_ops(self, draw: str) -> bool:
+        """Say whether the ops of a draw are here, whole."""
+        with suppress(RecordError):
+            return self.ops(draw) is not None
+        return False
 
     # --- weights, LoRA, inputs ----------------------------------------------------------------------------------------
 

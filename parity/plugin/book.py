@@ -55,7 +55,7 @@ class Bookkeeper:
 
     @property
     def _is_empty(self) -> bool:
-        return self._kept is None or not self._kept.cases
+        return self._kept is None or not (self._kept.cases or self._kept.inputs)
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Before another state is computed, write what there is: whatever ends this run, it is not lost."""
@@ -71,6 +71,8 @@ class Bookkeeper:
             for name, text in report.user_properties:
                 if name == "parity_case":
                     self._book.add_case(json.loads(str(text)))
+                elif name == "parity_input":
+                    self._book.add_input(json.loads(str(text)))
                 elif name == "parity_state":
                     self._book.add_state(json.loads(str(text)))
 
@@ -110,7 +112,7 @@ class Bookkeeper:
             exitstatus = session.exitstatus = pytest.ExitCode.INTERRUPTED
         finally:
             self._release()
-        if not self._book.judged:
+        if self._book.cases and not self._book.judged:
             self._problems.append("no case was judged: this run proves nothing")
         required = self._config.getoption("--parity-require")
         missed = [name for name in required if not self._book.judged_of(name)]

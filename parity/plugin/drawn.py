@@ -6,7 +6,8 @@ import json
 import secrets
 import shlex
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from parity.errors import ParityError, SourceMissing
 from parity.plugin.check import ParityWarning, rerun_of
 from parity.plugin.options import drawn_given
-from parity.report.drawn import drawn_text, imprecise_text, sensitivity_text
+from parity.report.drawn import drawn_text, imprecise_text, input_record, sensitivity_text
 from parity.report.wording import error_text
 
 if TYPE_CHECKING:  # torch and hypothesis come with these; see the package
@@ -30,18 +31,11 @@ _SENSITIVITIES = pytest.StashKey[dict[str, Any]]()
 
 
 class _Check:
-    """What both checks need: the pair's session, and how a test ends."""
+    """What both checks need: the pair's session, and how a test ends, which goes into the record."""
 
     def __init__(self, request: pytest.FixtureRequest, engine: Engine) -> None:
         self._config, self._node, self._engine = request.config, request.node, engine
-
-    def _session(self, case: ParityCase) -> PairSession:
-        from parity.session import PairSession
-
-        session = self._tried(case, lambda: self._engine.session(case.pair))
-        if not isinstance(session, PairSession) or session.recorded is not None:
-            self._not_judged("needs both models in memory: pass --parity-residency=together")
-        return session
+        self._found: dict[str, Any] = {}
 
     def _tried(self, case: ParityCase, compute: Callable[[], T]) -> T:
         """Compute something; a missing source skips the test, another error fails it in five lines."""
@@ -49,24 +43,33 @@ class _Check:
             return compute()
         except ParityError as error:
             problem = error
+        reasons = str(problem).splitlines()
         if not isinstance(problem, SourceMissing):
-            self._fail(error_text({"id": case.id, "reasons": str(problem).splitlines()}, self._rerun()))
+            self._fail(case, error_text({"id": case.id, "reasons": reasons}, self._rerun()), reasons, "error")
         if case.pair in self._config.getoption("--parity-require"):
-            self._fail(f"{case.pair} is required and not here: {problem}")
+            self._fail(case, f"{case.pair} is required and not here: {problem}", reasons, "error")
+        self._record(case, "skipped", reasons)
         pytest.skip(str(problem))
 
     def _rerun(self, extra: str = "") -> str:
         return rerun_of(self._config, self._node.nodeid) + extra
 
-    def _outcome(self, outcome: str) -> None:
-        self._node.user_properties.append(("parity_outcome", outcome))
+    def _record(self, case: ParityCase, outcome: str, reasons: Sequence[str] = ()) -> None:
+        """Send what came of the case to who writes the record, in this process or, under xdist, in another."""
+        name = case.tap.partition(".")[2]
+        record = input_record(
+            case_id=case.id, pair=case.pair, state=case.state, name=name, outcome=outcome, reasons=reasons,
+            found=self._found,
+        )  # fmt: skip
+        told = "failed" if outcome == "error" else outcome
+        self._node.user_properties += [("parity_outcome", told), ("parity_input", json.dumps(record))]
 
-    def _fail(self, text: str) -> NoReturn:
-        self._outcome("failed")
+    def _fail(self, case: ParityCase, text: str, reasons: Sequence[str], outcome: str = "failed") -> NoReturn:
+        self._record(case, outcome, reasons)
         pytest.fail(text, pytrace=False)
 
-    def _not_judged(self, why: str) -> NoReturn:
-        self._outcome("not judged")
+    def _not_judged(self, case: ParityCase, why: str) -> NoReturn:
+        self._record(case, "not judged", [why])
         pytest.skip(f"not judged: {why}")
 
 
@@ -85,7 +88,17 @@ class _DrawnCheck(_Check):
         options = self._engine.settings.options
         found = self._tried(case, lambda: explored(session, case.lora, options, profile, only))
         self._node.user_properties.append(("parity_drawn", json.dumps([repr(e.drawn) for e in found.examples])))
+        failing = None if found.failing is None else repr(found.failing.drawn)
+        self._found = {"run": len(found.examples), "judged": found.judged, "failing": failing}
         self._end(case, found, self._repeated(profile, only))
+
+    def _session(self, case: ParityCase) -> PairSession:
+        from parity.session import PairSession
+
+        session = self._tried(case, lambda: self._engine.session(case.pair))
+        if not isinstance(session, PairSession) or session.recorded is not None:
+            self._not_judged(case, "inputs are drawn with both models in memory: pass --parity-residency=together")
+        return session
 
     def _profile(self, case: ParityCase) -> Profile:
         from parity.strategies import Profile, default_profile
@@ -110,20 +123,20 @@ class _DrawnCheck(_Check):
             wrong = f"{e.wrong} at {e.tap}" if e.tap else e.wrong
             counts = (sum(bool(x.wrong) for x in found.examples), len(found.examples))
             place = found.native_paths.get(e.tap, "")
-            self._fail(drawn_text(case.id, repr(e.drawn), wrong, place, counts, again))
+            self._fail(case, drawn_text(case.id, repr(e.drawn), wrong, place, counts, again), [wrong])
         if found.imprecise:
             worst = found.imprecise[0]
             place = found.native_paths[worst.name]
             text = imprecise_text(case.id, worst.name, worst.reasons, place, found.judged, self._rerun(repeated))
             if found.felt:
-                self._fail(text)
+                self._fail(case, text, worst.reasons)
             warnings.warn(ParityWarning(text), stacklevel=2)
         if not found.judged:
             why = found.examples[0].refused or "no trusted shadow"
-            self._not_judged(f"none of {len(found.examples)} inputs: {why}")
+            self._not_judged(case, f"none of {len(found.examples)} inputs: {why}")
         if found.blind:
-            self._not_judged(f"{len(found.blind)} taps in no input, first {found.blind[0]}")
-        self._outcome("passed")
+            self._not_judged(case, f"{len(found.blind)} taps in no input, first {found.blind[0]}")
+        self._record(case, "warned" if found.imprecise else "passed", [r for j in found.imprecise for r in j.reasons])
 
 
 @pytest.fixture
@@ -137,24 +150,28 @@ class _SensitivityCheck(_Check):
         name = case.tap.removeprefix("input.")
         ignored = self._engine.pairs[case.pair].ignored.get(name)
         responses = self._responses(case, name)
+        self._found = {"responses": [asdict(r) for r in responses]}
         wrong = next((r for r in responses if r.wrong), None)
         if wrong is not None and ignored is None:
             sides = (wrong.reference, wrong.native)
-            self._fail(sensitivity_text(case.id, name, wrong.wrong, wrong.change, sides, self._rerun()))
+            text = sensitivity_text(case.id, name, wrong.wrong, wrong.change, sides, self._rerun())
+            self._fail(case, text, [f"{wrong.change}: {wrong.wrong}"])
         if wrong is not None:
-            self._outcome("known")
+            self._record(case, "known", [f"declared: {ignored}"])
             pytest.xfail(f"declared: {ignored}")
         if ignored is not None:
             text = f"{case.id}: {name!r} is declared ignored, but both sides read it"
             warnings.warn(ParityWarning(text), stacklevel=2)
         if not any(r.judged for r in responses):
-            self._not_judged("; ".join(r.change for r in responses))
-        self._outcome("passed")
+            self._not_judged(case, "; ".join(r.change for r in responses))
+        self._record(case, "passed")
 
     def _responses(self, case: ParityCase, name: str) -> list[Response]:
         from parity.sensitivity import Sensitivity
 
-        session = self._session(case)
+        session = self._tried(case, lambda: self._engine.session(case.pair))
+        if not Sensitivity.is_possible(session):
+            self._not_judged(case, "a recording takes no changed inputs: run where both sides can be loaded")
         held = self._config.stash.setdefault(_SENSITIVITIES, {})
         if case.pair not in held:
             shadow_dtype = self._engine.settings.options.shadow_dtype

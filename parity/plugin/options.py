@@ -34,6 +34,22 @@ def _at_least(least: int) -> Callable[[str], int]:
     return number
 
 
+_UNITS = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def _bytes(text: str) -> int | None:
+    """Return a size in bytes; None is any size."""
+    if text == "none":
+        return None
+    number, unit = text[:-2], text[-2:]
+    if unit not in _UNITS or not 0 <= float(number) < 1e6:
+        raise ValueError
+    return int(float(number) * _UNITS[unit])
+
+
+_bytes.__name__ = "size (500MB, 20GB, none)"
+
+
 _OPTIONS: dict[str, dict[str, Any]] = {
     "--parity-pairs": {"action": "append", "default": [], "metavar": "DIR", "help": "folders of pair files"},
     "--parity-pair": {"action": "append", "default": [], "metavar": "NAME", "help": "only these pairs"},
@@ -64,18 +80,24 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--parity-cache": {
         "default": ".parity_cache", "metavar": "DIR", "help": "where recorded references are kept, one at a time",
     },
+    "--parity-cache-limit": {
+        "type": _bytes, "default": "100GB", "metavar": "SIZE",
+        "help": "what the cache may hold, 20GB or none for any; what was used longest ago goes (default 100GB)",
+    },
     "--parity-reference": {
         "action": "append", "default": [], "metavar": "DIR", "help": "the reference's recording, made elsewhere",
     },
     "--parity-reference-python": {
-        "default": None, "metavar": "PYTHON", "help": "interpreter a recorded reference lives in, to compute impacts",
+        "default": None, "metavar": "PYTHON",
+        "help": "interpreter a recorded reference lives in, for impacts and nearest variants",
     },
     "--parity-report": {"default": "reports", "metavar": "DIR", "help": "where the record is written"},
 }  # fmt: skip
 
 
 _UNTOLD = (
-    "--parity-require", "--parity-report", "--parity-cache", "--parity-drawn", "--parity-examples", "--parity-profile",
+    "--parity-require", "--parity-report", "--parity-cache", "--parity-cache-limit", "--parity-drawn",
+    "--parity-examples", "--parity-profile",
 )  # fmt: skip
 """What a rerun of one case does not need; how inputs are drawn is told by the cases that draw."""
 
@@ -147,7 +169,7 @@ def _sources(config: pytest.Config) -> ReferenceSources:
         RecordError: a recording is not usable.
         UsageError: there is no such device.
     """
-    from parity.propagation import Interpreter, propagate
+    from parity.propagation import Interpreter, ask
     from parity.references import ReferenceSources, recordings
 
     option = config.getoption
@@ -156,8 +178,9 @@ def _sources(config: pytest.Config) -> ReferenceSources:
     return ReferenceSources(
         one_resident=residency == "one" or (residency == "auto" and _device(config).type != "cpu"),
         cache=config.rootpath / option("--parity-cache"),
+        cache_limit=option("--parity-cache-limit"),
         folders=recordings([Path(folder) for folder in option("--parity-reference")]),
-        propagate=None if here is None else partial(propagate, here),
+        ask_reference=None if here is None else partial(ask, here),
     )
 
 

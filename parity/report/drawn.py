@@ -1,8 +1,9 @@
-"""Words for drawn inputs and for sensitivity: five lines at most, the last one to run it again."""
+"""Drawn inputs and sensitivity: what a record holds of them; words of five lines at most, the last to run it again."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 def drawn_text(case_id: str, drawn: str, wrong: str, place: str, counts: tuple[int, int], rerun: str) -> str:
@@ -52,3 +53,26 @@ def sensitivity_text(
             f"  rerun: {rerun}",
         ]
     )
+
+
+def input_record(
+    *, case_id: str, pair: str, state: str, name: str, outcome: str, reasons: Sequence[str],
+    found: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Return the record of a case of drawn inputs, or of one input's change.
+
+    Args:
+        case_id: of the case.
+        pair: its pair.
+        state: its LoRA state.
+        name: of the input that is changed; "" where inputs are drawn.
+        outcome: failed, error, warned, known, passed, not judged, skipped.
+        reasons: why, in words.
+        found: of drawn inputs how many were `run` and `judged`, and the line of the smallest that `failing`; of a
+            change the `responses` of both sides.
+    """
+    blank: dict[str, Any] = {"run": 0, "judged": 0, "failing": None, "responses": []}
+    return {
+        "id": case_id, "pair": pair, "state": state, "kind": "sensitivity" if name else "drawn", "input": name,
+        "outcome": outcome, "reasons": list(reasons), **blank, **(found or {}),
+    }  # fmt: skip

@@ -127,7 +127,7 @@ def _excesses(draws: Sequence[Evidence]) -> dict[str, dict[str, float]]:
 
 def run_record(
     environment: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]], cases: Sequence[Mapping[str, Any]],
-    created: str, complete: bool = True, selected: bool = False,
+    created: str, complete: bool = True, selected: bool = False, inputs: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Return a whole record, its order independent of what ran first.
 
@@ -138,6 +138,7 @@ def run_record(
         created: when, in UTC.
         complete: False where the run was cut short.
         selected: cases were left out because others were asked for.
+        inputs: one entry per case of drawn inputs, and of an input's change.
     """
     return {
         "schema": SCHEMA,
@@ -148,6 +149,7 @@ def run_record(
         "limits_version": LIMITS_VERSION,
         "pairs": sorted((dict(p) for p in pairs), key=lambda p: (str(p["pair"]), str(p["state"]))),
         "cases": [dict(c) for c in sorted(cases, key=_place)],
+        "inputs": [dict(c) for c in sorted(inputs, key=_place)],
         "summary": summary_of(cases),
     }
 

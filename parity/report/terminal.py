@@ -18,7 +18,24 @@ def render_run(record: Mapping[str, Any], width: int = 80, color: bool = False) 
     for state in record["pairs"]:
         cases = [c for c in record["cases"] if c["pair"] == state["pair"] and c["state"] == state["state"]]
         lines += _state(state, cases, width, color)
-    return "\n".join([*lines, *_not_run(record, width, color)])
+    return "\n".join([*lines, *_inputs(record, width, color), *_not_run(record, width, color)])
+
+
+def _inputs(record: Mapping[str, Any], width: int, color: bool) -> list[str]:
+    """Say what came of drawn inputs and of changed ones; what was not judged, once per pair and reason."""
+    lines: list[str] = []
+    held = record.get("inputs", [])
+    for pair in dict.fromkeys(str(case["pair"]) for case in held):
+        cases = [case for case in held if case["pair"] == pair]
+        mark = (_RED if any(c["outcome"] in ("failed", "error") for c in cases) else _GREEN) if color else ""
+        lines += _wrapped(f"{pair} inputs", f"{_verdicts(cases)} (drawn, and changed one by one)", width, mark)
+        unjudged: dict[str, int] = {}
+        for case in cases:
+            if case["outcome"] == "not judged":
+                unjudged["; ".join(case["reasons"])] = unjudged.get("; ".join(case["reasons"]), 0) + 1
+        for reason, count in unjudged.items():
+            lines += _wrapped("not judged", f"{count}: {reason}", width, _YELLOW if color else "")
+    return [*lines, ""] if lines else []
 
 
 def _not_run(record: Mapping[str, Any], width: int, color: bool) -> list[str]:
@@ -157,7 +174,7 @@ def _count(cases: list[Mapping[str, Any]], verdict: str) -> str:
 
 
 def _verdicts(cases: list[Mapping[str, Any]]) -> str:
-    names = ("failed", "warned", "known", "not judged", "passed")
+    names = ("failed", "error", "warned", "known", "not judged", "skipped", "passed")
     counts = [(name, sum(c["outcome"] == name for c in cases)) for name in names]
     return ", ".join(f"{n} {name}" for name, n in counts if n)
 

@@ -176,3 +176,13 @@ def _block(key: str) -> str:
     """Return the key up to its first number: `blocks.7` for `blocks.7.attn.to_q.weight`, "" outside blocks."""
     found = re.match(r"(?:.*?\.)?\d+(?=\.)", key)
     return found[0] if found else ""
+
+
+def weight_differences(weights: Mapping[str, WeightComparison]) -> list[str]:
+    """Word every weight that differs, swaps first."""
+    found = sorted((c for c in weights.values() if c.differs), key=lambda c: (c.swapped_with is None, c.native_key))
+    return [
+        f"{c.native_key} holds what should be {c.swapped_with}" if c.swapped_with
+        else f"{c.native_key} differs from the mapped reference by {c.rel_l2:.1e}"
+        for c in found
+    ]  # fmt: skip

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +20,7 @@ from fixtures.tiny import edited, output_of, tiny_inputs, tiny_pair
 from parity.cached import cache_key, cached_recording
 from parity.errors import RecordError
 from parity.io.atomic import locked
+from parity.io.cache import Use, entries, shrink
 from parity.io.recording import RecordingFolder
 from parity.lora.adapter import LoraAdapter
 from parity.pair import Build, ModelPair
@@ -180,7 +184,7 @@ def test_a_second_run_waits_for_the_first(tmp_path: Path, one_thread: None) -> N
     holder = Thread(target=hold)
     holder.start()
     assert held.wait(60)
-    folder = cached_recording(opened, tmp_path, tell)
+    folder = cached_recording(opened, tmp_path, tell).folder
     holder.join()
     opened.close()
     assert said[0].startswith("waiting for process")
@@ -189,7 +193,7 @@ def test_a_second_run_waits_for_the_first(tmp_path: Path, one_thread: None) -> N
 
 def test_a_reader_is_not_disturbed_by_draws_that_are_added(tmp_path: Path, one_thread: None) -> None:
     opened = at_work(tiny_pair(depth=1, lora=None), Build(), Options(twins=1))
-    folder = RecordingFolder(cached_recording(opened, tmp_path, lambda text: None))
+    folder = RecordingFolder(cached_recording(opened, tmp_path, lambda text: None).folder)
     seen: list[bool] = []
 
     def look(text: str) -> None:
@@ -202,3 +206,75 @@ def test_a_reader_is_not_disturbed_by_draws_that_are_added(tmp_path: Path, one_t
     assert seen
     assert all(seen)
     assert set(folder.manifest()["draws"]) == {"lora_off-seed0", "lora_off-seed1"}
+
+
+# --- its size ---------------------------------------------------------------------------------------------------------
+
+IN_USE = """
+import sys, time
+from pathlib import Path
+from parity.io.cache import Use
+use = Use(Path(sys.argv[1]))
+print("used", flush=True)
+time.sleep(60)
+"""
+
+
+def recorded(cache: Path, name: str, used: int, size: int = 1000) -> Path:
+    """Put an entry into a cache: as much of a recording as its removal looks at."""
+    folder = cache / "some_pair" / name
+    Use(folder).leave()
+    (folder / "lora_off-seed0").mkdir()
+    (folder / "manifest.json").write_text("{}")
+    (folder / "lora_off-seed0" / "00000.safetensors").write_bytes(bytes(size))
+    os.utime(folder / ".in_use", (used, used))
+    return folder
+
+
+def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
+    first, second, third = (recorded(tmp_path, name, used) for name, used in (("b", 10), ("c", 20), ("a", 30)))
+    assert [entry.folder for entry in entries(tmp_path)] == [first, second, third]
+    assert shrink(tmp_path, 3 * 1100) == []
+    assert shrink(tmp_path, 2 * 1100) == [first]
+    assert not first.exists()
+    Use(second).leave()
+    assert shrink(tmp_path, 1100) == [third], "the other one was used since"
+    assert shrink(tmp_path, 0) == [second]
+    assert list((tmp_path / "some_pair").iterdir()) == []
+
+
+def test_what_a_running_process_uses_stays(tmp_path: Path) -> None:
+    folder, other = recorded(tmp_path, "a", 10), recorded(tmp_path, "b", 20)
+    with subprocess.Popen([sys.executable, "-c", IN_USE, str(folder)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"used\n"
+        assert shrink(tmp_path, 0) == [other]
+        process.kill()
+    assert shrink(tmp_path, 0) == [folder], "a process that was killed uses nothing"
+
+
+def test_folders_that_hold_no_recording_are_left_alone(tmp_path: Path) -> None:
+    for path in (tmp_path / "some_pair" / "mine", tmp_path / "mine"):
+        path.mkdir(parents=True)
+        (path / "notes.txt").write_text("x")
+    recorded(tmp_path, "a", 10)
+    assert len(shrink(tmp_path, 0)) == 1
+    assert sorted(path.name for path in tmp_path.rglob("notes.txt")) == ["notes.txt", "notes.txt"]
+
+
+def test_a_removal_that_was_cut_short_is_gone_on_with(tmp_path: Path) -> None:
+    folder = recorded(tmp_path, "a", 10)
+    folder.rename(folder.with_name(".a.removed"))
+    assert shrink(tmp_path, 10**9) == []
+    assert list((tmp_path / "some_pair").iterdir()) == []
+
+
+def test_a_run_keeps_its_own_recording_and_removes_older_ones(counted: tuple[Ways, list[int]]) -> None:
+    ways, _ = counted
+    old = recorded(ways.folder / "cache", "old", 10)
+    sources = {"one_resident": True, "cache": ways.folder / "cache", "cache_limit": 0}
+    first = ways.judged(**sources)
+    (kept,) = entries(ways.folder / "cache")
+    assert (kept.folder.parent.name, old.exists()) == ("tiny", False)
+    assert differences(ways.judged(**sources), first) == []
+    assert shrink(ways.folder / "cache", 0) == [kept.folder], "no run uses it any more"

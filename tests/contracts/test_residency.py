@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -15,8 +17,9 @@ from torch.nn import functional as F
 
 from fixtures.pairs import wan
 from fixtures.pairs.longcat import PAIR, inputs_of
-from fixtures.plants import PLANTS, native_with
+from fixtures.plants import PLANTS, after_load, native_with
 from fixtures.residency import Records, Ways, differences
+from fixtures.stepped import stepped_pair
 from fixtures.tables import NativeTable, table_pair
 from fixtures.tiny import down_rounded_twice, edited, gelu_erf, output_of, sinusoid_low, tiny_inputs, tiny_pair
 from parity.errors import RecordError
@@ -62,6 +65,18 @@ def coarser_sinusoid(model: nn.Module) -> None:
     output_of("sinusoid", lambda y: y.bfloat16())(model)
 
 
+def columns_of_down(model: nn.Module) -> None:
+    """Load the two halves of a weight's columns in the other order."""
+    weight = model.get_parameter("blocks.1.down.weight")
+    weight.copy_(torch.cat(weight.chunk(2, 1)[::-1], 1))
+
+
+def transposed(model: nn.Module) -> None:
+    """Load a square weight as its transpose."""
+    weight = model.get_parameter("layers.1.to_out.weight")
+    weight.copy_(weight.t().clone())
+
+
 def bigger(pair: ModelPair) -> ModelPair:
     return replace(pair, inputs=partial(tiny_inputs, size=(2, 16, 16)))
 
@@ -74,6 +89,8 @@ CASES: dict[str, tuple[ModelPair, torch.dtype, str]] = {
     "logic_float32": (edited(tiny_pair(lora=None), gelu_erf), WIDE, "block1.act"),
     "less_precise": (bigger(edited(tiny_pair(lora=None), down_rounded_twice)), LOW, "block0.down"),
     "drowned": (edited(tiny_pair(lora=None), sinusoid_low), LOW, "sinusoid"),
+    "weights": (after_load(tiny_pair(lora=None), columns_of_down), LOW, "block1.down"),
+    "lane": (after_load(stepped_pair(), transposed), WIDE, "block1.self_attn"),
     "other_dtypes": (edited(tiny_pair(), coarser_sinusoid), LOW, "sinusoid"),
     "other_dtypes_float32": (edited(tiny_pair(lora=None), coarser_sinusoid), WIDE, "sinusoid"),
     "lora_alpha": (lora_put(tiny_pair(), alpha_dropped), LOW, ""),
@@ -86,6 +103,24 @@ CASES: dict[str, tuple[ModelPair, torch.dtype, str]] = {
     "longcat_island": (native_with(LONGCAT, adaln_fp32=False, modulate_fp32=False), LOW, "block0.modulation"),
     "wan": (replace(wan.PAIR, sizes=("tiny",)), LOW, ""),
 }
+
+
+EXPLAINED: dict[str, tuple[str, str]] = {
+    "logic": ("block1.act", "GELU (tanh) for `gelu`"),
+    "weights": ("block1.down", "blocks.1.down.weight with its 2 chunks of columns reversed"),
+    "lane": ("block1.self_attn", "layers.1.to_out.weight transposed"),
+    "lora_alpha": ("block0.up", "the second operand of `add` times 0.5"),
+    "longcat_logic": ("block1.self_attn", "blocks.1.self_attn.to_q and blocks.1.self_attn.to_k exchanged"),
+    "less_precise": ("block0.down", "the reference with the bias of `addmm` added in a second op"),
+    "longcat_island": ("block0.modulation", "the reference with `addmm` run in bfloat16"),
+}
+"""Case to a tap and how its repair, or its nearest variant, begins."""
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let repairs take their time: which are found must not depend on what else the machine does."""
+    monkeypatch.setattr("parity.diagnose.repair.SECONDS", 600.0)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +140,7 @@ def ways(name: str, folder: Path) -> Ways:
     pair, dtype, _ = CASES[name]
     states = [(True, "")] if name.startswith("lora") else [(False, "")] if name.startswith(("longcat", "wan")) else []
     # What explains a difference needs the models again: docs/two_environments.md says where it is not to be had.
-    options = Options(singles=0 if name == "wan" else 2, twins=1 if name == "wan" else 2, explain=False)
+    options = Options(singles=0 if name == "wan" else 2, twins=1 if name == "wan" else 2)
     return Ways(pair, folder, dtype, options, states)
 
 
@@ -125,6 +160,18 @@ def test_the_planted_bugs_are_found(name: str, together: Callable[[str], Records
     cases, states = together(name)
     assert states[0]["first_different"] == CASES[name][2]
     assert any(case["impact"] is not None for case in cases)
+
+
+@pytest.mark.parametrize("name", EXPLAINED)
+def test_what_is_compared_holds_explanations(
+    name: str, together: Callable[[str], Records], one_thread: None
+) -> None:
+    tap, words = EXPLAINED[name]
+    case = next(case for case in together(name)[0] if case["tap"] == tap)
+    found = case["repair"] or case["nearest"]
+    assert found["words"].startswith(words)
+    assert case["place"] is not None
+    assert together(name)[1][0]["explained_missing"] == ""
 
 
 def test_decisions_that_flip_are_among_what_is_compared(together: Callable[[str], Records], one_thread: None) -> None:
@@ -156,6 +203,46 @@ def test_a_native_stored_more_finely_than_a_recorded_reference_is_told(tmp_path:
     assert "2 weights more finely" in str(caught.value)
     assert "--parity-residency=together" in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 5
+
+
+def test_one_model_at_a_time_is_in_memory(tmp_path: Path, one_thread: None) -> None:
+    """While a difference is explained too, in every LoRA state."""
+    alive: list[tuple[str, weakref.ref[nn.Module]]] = []
+
+    def alone(label: str) -> Callable[[nn.Module], None]:
+        def built(model: nn.Module) -> None:
+            gc.collect()
+            assert [(name, label) for name, held in alive if held() is not None] == []
+            alive.append((label, weakref.ref(model)))
+
+        return built
+
+    pair = edited(edited(CASES["logic"][0], alone("native")), alone("reference"), "reference")
+    assert Ways(pair, tmp_path, LOW).one()[0]
+    assert [label for label, _ in alive] == ["reference", "native"] * 3
+
+
+UNSAID = {
+    "logic": ("block1.act", "`gelu` at fixtures/tiny.py:", "--native-python"),
+    "less_precise": ("block0.down", "", "--reference-python"),
+}
+
+
+@pytest.mark.parametrize("name", UNSAID)
+def test_what_two_recordings_cannot_explain_is_said(name: str, tmp_path: Path, one_thread: None) -> None:
+    """Nothing runs: what would have to be named is told; lines are there all the same."""
+    (tap, line, option), judged = UNSAID[name], ways(name, tmp_path)
+    reference, native = judged.record()
+    folders, natives = {judged.pair.name: reference}, {judged.pair.name: native}
+    cases, states = judged.judged(folders=folders, natives=natives)
+    case = next(case for case in cases if case["tap"] == tap)
+    assert (case["repair"] or case["nearest"]) is None
+    assert option in states[0]["explained_missing"]
+    assert not line or case["place"]["native"].startswith(line)
+    for file in reference.rglob("ops.json"):
+        file.unlink()
+    cases, states = judged.judged(folders=folders, natives=natives)
+    assert not line or "lacks its ops" in states[0]["explained_missing"]
 
 
 def test_an_impact_without_the_references_interpreter_is_not_judged(tmp_path: Path, one_thread: None) -> None:

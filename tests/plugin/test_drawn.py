@@ -218,6 +218,28 @@ def test_declared_input_is_an_expected_failure_and_warns_where_both_read_it(room
     assert "declared ignored, but both sides read it" in run.text
 
 
+@pytest.mark.parametrize("residency", ["together", "one"])
+def test_what_came_of_inputs_is_in_the_record(roomy: Project, residency: str) -> None:
+    roomy.suite += "\ndef test_parity(case, parity_check):\n    parity_check(case)\n"
+    roomy.pair("roomy", TEXT_IGNORED)
+    run = roomy.run("-q", "-k", "drawn or input", "--parity-profile=ci", "--parity-examples=2",
+                    f"--parity-residency={residency}")  # fmt: skip
+    assert [case["input"] for case in run.record["inputs"]] == ["", "latents", "t", "text"]
+    drawn, *_, text = run.record["inputs"]
+    assert text["outcome"] == "failed"
+    assert text["reasons"] == ["moved by 6%: the native ignores it"]
+    assert text["responses"][0]["native"] == 0.0 < text["responses"][0]["reference"]
+    assert (drawn["kind"], text["kind"], text["input"]) == ("drawn", "sensitivity", "text")
+    if residency == "together":
+        assert drawn["outcome"] == "failed"
+        assert parse_drawn(drawn["failing"])
+        assert drawn["judged"] > 0
+    else:
+        assert drawn["outcome"] == "not judged"
+        assert "roomy inputs  3 failed, 1 not judged (drawn" in run.text
+        assert "--parity-residency=together" in " ".join(drawn["reasons"])
+
+
 def test_input_nobody_reads_is_not_judged(roomy: Project) -> None:
     more = "inputs=lambda build, seed: {**tiny_inputs(build, seed), 'unused': 1, 'note': 'x'}"
     run = sensitivity(roomy, f"PAIR = tiny_pair('roomy', lora=None, {more})", "(unused or note)")

@@ -68,6 +68,8 @@ def test_shadow_dtype_sets_the_limit_of_logic(project: Project) -> None:
         (("--parity-draws", "0"), ["--parity-draws", "at least 1"]),
         (("--parity-twins", "-1"), ["--parity-twins", "at least 1"]),
         (("--parity-seed", "x"), ["--parity-seed", "at least 0"]),
+        (("--parity-cache-limit", "20"), ["--parity-cache-limit", "500MB, 20GB, none"]),
+        (("--parity-cache-limit", "infGB"), ["--parity-cache-limit", "500MB, 20GB, none"]),
         (("--parity-pairs", "nowhere"), ["there is no pair folder 'nowhere'"]),
         (("--parity-pair", "small", "--parity-require", "absent"), ["--parity-require absent", "leaves it out"]),
     ],

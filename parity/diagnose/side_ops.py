@@ -1,0 +1,128 @@
+"""The ops of one side in a lockstep pass, with their exact values: what differences are placed and repaired by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from parity.diagnose.forwards import Enough, Nowhere
+from parity.execution.decisions import Decisions
+from parity.execution.hooks import TapHooks
+from parity.execution.op_values import OpShadow, OpValue
+from parity.execution.ops import numbers
+from parity.execution.passes import OUTPUT, Restart
+from parity.execution.tap import Inputs, Tap
+from parity.live import LiveSide
+from parity.stage import DrawOf
+
+
+@dataclass(frozen=True)
+class Step:
+    """One op of a side, in words.
+
+    Args:
+        name: of the op. dtype: of its output. line: of the side's code. module: path of the module, "" where unknown.
+    """
+
+    name: str
+    dtype: str
+    line: str
+    module: str
+
+    def __str__(self) -> str:
+        return f"`{self.name}` at {self.line}" + (f" in {self.module}" if self.module else "")
+
+
+@dataclass(frozen=True)
+class SideOps:
+    """The ops of one lockstep pass of a side, with their exact values; no tensor is held.
+
+    Args:
+        given: by op number, what it gave.
+        cones: by tap, the bits of the ops its value is made of.
+        modules: path of a module by the id that ops have for it.
+        matmul: torch's float32 matmul precision in the pass.
+        splits: by number, views that take a tensor apart, and into how many.
+        slices: groups of parts of one shape of one tensor: by number what is taken.
+    """
+
+    given: Mapping[int, OpValue]
+    cones: Mapping[str, int]
+    modules: Mapping[int, str]
+    matmul: str = ""
+    splits: Mapping[int, tuple[str, int]] = field(default_factory=dict)
+    slices: Sequence[Mapping[int, tuple[Any, ...]]] = ()
+
+    def of(self, tap: str) -> list[OpValue]:
+        """Return the ops a tap's value is made of, in order."""
+        return [self.given[n] for n in numbers(self.cones.get(tap, 0)) if n in self.given]
+
+    def step(self, op: OpValue | None) -> Step | None:
+        """Word an op."""
+        if op is None:
+            return None
+        dtype = str(op.op.dtype).removeprefix("torch.")
+        return Step(op.op.name, dtype, str(op.op.source), self.modules.get(op.op.module, ""))
+
+
+@dataclass
+class _Watching:
+    """A restart that tells an op log what each tap is made of."""
+
+    inner: Restart
+    shadow: OpShadow
+    last: str
+    wants: Callable[[Tap], bool]
+    kept: Callable[[Tap, Tensor], Tensor | None] | None = field(default=None)
+
+    def __call__(self, tap: Tap, value: Tensor, number: int) -> Tensor | None:
+        self.shadow.log.reached(tap.name, value)
+        new = self.inner(tap, value, number)
+        self.shadow.log.replaced(value if new is None else new)
+        return new
+
+    def passed(self, tap: Tap, value: Tensor, number: int) -> None:
+        """Note a tap that is recorded and not replaced."""
+        self.shadow.log.reached(tap.name, value)
+
+    def output(self, out: Tensor) -> Tensor:
+        """Note the final output, behind which nothing is wanted."""
+        self.shadow.log.reached(OUTPUT, out)
+        raise Enough
+
+
+def side_ops(live: LiveSide, draw: DrawOf, restart: Restart, decisions: Decisions | None = None) -> SideOps:
+    """Run one side in lockstep once more and keep what every op gives.
+
+    Args:
+        live: the side.
+        draw: the draw.
+        restart: what each tap goes on with.
+        decisions: to replay; None: its own.
+    """
+    model, runner = live.side.model, live.runner()
+    own = None if decisions is None else Decisions(replayed=decisions)
+    shadow = live.side.shadow(OpShadow, draw.inputs, dtype=draw.options.shadow_dtype, decisions=own)
+    assert isinstance(shadow, OpShadow)
+    shadow.name_parameters(model.named_parameters())
+    wants = getattr(restart, "wants", lambda tap: True)
+    watching = _Watching(restart, shadow, "", wants, getattr(restart, "kept", None))
+    others = [t for t in runner.taps if not (t.restarts and wants(t))]
+    around, output = runner.around, runner.output
+
+    def within(model: nn.Module, inputs: Inputs) -> AbstractContextManager[Any]:
+        stack = ExitStack()
+        stack.enter_context(TapHooks(model, others, runner.side, watching.passed).attached())
+        stack.enter_context(around(model, inputs))
+        return stack
+
+    watched = replace(runner, around=within, output=lambda out: watching.output(output(out)))
+    with suppress(Enough):
+        watched.run(draw.inputs, watching, shadow, sink=Nowhere())
+    modules = {id(module): name for name, module in model.named_modules()}
+    slices = [dict(group) for group in shadow.slices.values()]
+    return SideOps(shadow.given, shadow.log.trace.cones, modules, shadow.matmul, shadow.splits, slices)
