@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from parity.diagnose.forwards import Enough
-from parity.diagnose.places import SideOps, unmatched
+from parity.diagnose.inserts import adapted, inserted, instead, masked, turned
+from parity.diagnose.places import SideOps
 from parity.diagnose.repairs import (
     bias_changes,
     factor_changes,
@@ -26,12 +27,12 @@ from parity.diagnose.repairs import (
     slice_changes,
     split_changes,
 )
+from parity.diagnose.segment import Segment, by_line
 from parity.diagnose.weight_repairs import parameter_changes
 from parity.draws import Draw, aligned
 from parity.errors import ModelFailed, TapError
 from parity.execution.changes import Change, ChangedForward
 from parity.execution.decisions import Decisions
-from parity.execution.op_values import OpValue, values_of
 from parity.execution.passes import Restart, mask_of
 from parity.execution.shadow import Shadow
 from parity.execution.tap import Inputs, Tap
@@ -46,12 +47,14 @@ class Repair:
     """A change of the native that restores the reference's function.
 
     Args:
-        words: what is changed. before, after: logic_error without and with it.
+        words: what is changed. before, after: logic_error without and with it. bug: the kind of bug it undoes, "" where
+            it has no name.
     """
 
     words: str
     before: float
     after: float
+    bug: str = ""
 
     def sentence(self) -> str:
         """Say it with the number it restores to."""
@@ -107,41 +110,47 @@ class RepairShop:
                     tried.append((error, number, change))
                 continue
             if error <= self.limit:
-                return Repair(change.said(), before, error)
+                return Repair(change.said(), before, error, change.bug)
         for _, _, change in sorted(tried, key=lambda t: t[:2])[:_CONFIRMED]:
             after = self._error(tap, change, exact=True)
             if after <= self.limit:
-                return Repair(change.said(), before, after)
+                return Repair(change.said(), before, after, change.bug)
         return None
 
     def _changes(self, tap: Tap) -> Iterable[Change]:
-        ops = self.native.of(tap.name)
-        region = list(unmatched(ops, values_of(self.reference.of(tap.name))).values())
-        region.sort(key=lambda op: op.op.number)
-        names = list(dict.fromkeys(w for op in ops for w in op.weights))
-        wrong = [n for n in names if n in self.wrong]
-        held = dict(self.live.side.model.named_parameters())
-        yield from parameter_changes(wrong, held, tap.heads)
-        for alike in _by_line(region):
-            line = str(self.native.step(alike[0])).split(" at ", 1)[1]
-            yield from line_changes(alike, line)
-            for op in alike:
-                yield from op_changes(op, line) if len(alike) > 1 else ()
-                yield from bias_changes(op, held, line)
-        last = max((op.op.number for op in ops), default=0)
-        yield from split_changes(dict([(n, s) for n, s in self.native.shadow.splits.items() if n <= last][-4:]))
-        yield from slice_changes([g for g in self.native.shadow.slices.values() if len(g) > 1 and max(g) <= last][-4:])
-        if (
-            region
-            and ops[-1] is region[-1]
-            and region[-1].op.name == "add"
-            and (whole := self._wanted(tap)) is not None
-        ):
-            yield found_factor(region[-1], whole, str(self.native.step(region[-1])).split(" at ", 1)[1])
+        segment = Segment(tap, self.native, self.reference, self.live.side.model, self.draw.inputs)
+        wrong = [n for n in segment.read if n in self.wrong]
+        yield from parameter_changes(wrong, segment.held, tap.heads)
+        yield from self._adapters(tap, segment)
+        yield from _op_changes(segment)
+        yield from _part_changes(segment)
+        yield from inserted(segment)
+        yield from instead(segment)
+        yield from turned(segment)
+        yield from masked(segment)
+        yield from self._gates(segment)
+        # Weights that are what the key map says: the key map may be wrong.
+        yield from parameter_changes([n for n in segment.read if n not in wrong], segment.held, tap.heads)
+
+    def _adapters(self, tap: Tap, segment: Segment) -> Iterable[Change]:
+        """List what could be wrong with a LoRA that is on."""
+        if not self.draw.of.lora:
+            return
+        last = segment.region[-1] if segment.region else None
+        if last is not None and last is segment.ops[-1] and last.op.name == "add":
+            whole = self._wanted(tap)
+            if whole is not None:
+                yield found_factor(last, whole, segment.line(last), "lora_scale")
+        yield from adapted(segment, getattr(self.draw.session, "native_adapter", None))
+
+    def _gates(self, segment: Segment) -> Iterable[Change]:
+        region, last = segment.region, max((op.op.number for op in segment.ops), default=0)
         groups = [g for g in self.native.shadow.slices.values() if len(g) > 1 and min(g) <= last][-3:]
         yield from factor_changes([op for op in region if op.op.name == "add"], groups)
-        # Weights that are what the key map says: the key map may be wrong.
-        yield from parameter_changes([n for n in names if n not in wrong], held, tap.heads)
+        if not self.draw.of.lora and region and segment.ops[-1] is region[-1] and region[-1].op.name == "add":
+            whole = self._wanted(segment.tap)
+            if whole is not None:
+                yield found_factor(region[-1], whole, segment.line(region[-1]), "branch_factor")
 
     def _wanted(self, tap: Tap) -> Tensor | None:
         """Return the reference's exact value in the native's layout, None where it cannot be had."""
@@ -182,7 +191,7 @@ class RepairShop:
         if exact:
             replay = Decisions(replayed=self.draw.reference.decisions)
             shadow = self.live.side.shadow(Shadow, draw.inputs, dtype=draw.options.shadow_dtype, decisions=replay)
-            shadow.declare([new for _, new in change.parameters])
+            shadow.declare([*(new for _, new in change.parameters), *change.roots])
         inner = runner.call
 
         def call(model: nn.Module, inputs: Inputs) -> Any:
@@ -195,12 +204,21 @@ class RepairShop:
         return joined(until.lows, until.highs or None)
 
 
-def _by_line(ops: Sequence[OpValue]) -> list[list[OpValue]]:
-    """Group ops of one name on one line."""
-    groups: dict[object, list[OpValue]] = {}
-    for op in ops:
-        groups.setdefault((op.op.source, op.op.name), []).append(op)
-    return list(groups.values())
+def _op_changes(segment: Segment) -> Iterable[Change]:
+    """List the changes of the ops that differ: of all on one line together, then one by one."""
+    for alike in by_line(segment.region):
+        yield from line_changes(alike, segment)
+        for op in alike:
+            yield from op_changes(op, segment) if len(alike) > 1 else ()
+            yield from bias_changes(op, segment)
+
+
+def _part_changes(segment: Segment) -> Iterable[Change]:
+    """List the orders in which the parts of tensors that are taken apart could have been meant."""
+    shadow, last = segment.native.shadow, max((op.op.number for op in segment.ops), default=0)
+    bug = "parts_order" if segment.tap.has_attention else "modulation_order"
+    yield from split_changes(dict([(n, s) for n, s in shadow.splits.items() if n <= last][-4:]), bug)
+    yield from slice_changes([g for g in shadow.slices.values() if len(g) > 1 and max(g) <= last][-4:], bug)
 
 
 @dataclass
