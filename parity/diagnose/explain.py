@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +16,7 @@ from parity.diagnose.forwards import Forwards
 from parity.diagnose.nearest import EXPLAINED, Nearest, Target, nearest_variants
 from parity.diagnose.places import Place, SideOps, place_of_difference, side_ops
 from parity.diagnose.repair import Repair, RepairShop
-from parity.diagnose.signature import Seen, recognised
+from parity.diagnose.signature import Found, HeldWeight, Seen, recognised
 from parity.draws import Draw, aligned, dtypes_of, restart_of
 from parity.execution.passes import FromReference, Restart, mask_of
 from parity.execution.storage import bits
@@ -22,7 +25,8 @@ from parity.live import LiveNative, LiveReference
 from parity.numerics.evidence import Evidence
 from parity.numerics.limits import Limits
 from parity.numerics.verdict import Judged, VerdictClass
-from parity.weights.load import WeightComparison
+from parity.weights.load import WeightComparison, tensors_of
+from parity.weights.plan import KeyPlan
 
 _REPAIRED = 3
 """Taps that are repaired, the first faulty ones, each of another kind: what is behind them is mostly the same bug."""
@@ -71,31 +75,97 @@ def explain(draw: Draw, judged: Mapping[str, Judged], limits: Limits, native: Si
             ops = side_ops(reference, draw.of, FromReference(dtypes_of(draw.free_native), draw.inputs))
         return found, ops
 
-    signatures = signatures_of(draw, judged)
     done = draw.session.reference_stage.at_work(draw.of, work)
     if done is None:
         missing = "the reference is a recording here: nearest variants and lines were not to be had"
-        return Explained(signatures=signatures, missing=missing)
-    explained = Explained(done[0], signatures=signatures)
+        return _named(Explained(missing=missing), draw, judged)
+    explained = Explained(done[0])
     native = native_ops(draw, judged) if native is None else native
     if native is not None and done[1] is not None:
         _place(explained, draw, judged, native, done[1])
         _repair(explained, draw, judged, limits, native, done[1])
+    return _named(explained, draw, judged)
+
+
+def _named(explained: Explained, draw: Draw, judged: Mapping[str, Judged]) -> Explained:
+    """Name the bugs that differences are, by their values and by what was found of them."""
+    taps = {t.name: t for t in draw.session.taps if t.name in judged}
+    held = HeldWeights(draw)
+    for name, verdict in judged.items():
+        if verdict.different:
+            found = _found(explained, taps[name], draw, verdict, held)
+            if names := recognised(_seen(draw, taps[name], list(taps.values()), found)):
+                explained.signatures[name] = names
     return explained
 
 
-def signatures_of(draw: Draw, judged: Mapping[str, Judged]) -> dict[str, list[tuple[str, str]]]:
-    """Recognise what shape the differences of logic have."""
-    taps = {t.name: t for t in draw.session.taps if t.name in judged}
-    found = {}
-    for name, verdict in judged.items():
-        if verdict.logic and (names := recognised(_seen(draw, taps[name], list(taps.values())))):
-            found[name] = names
-    return found
+def _found(explained: Explained, tap: Tap, draw: Draw, verdict: Judged, held: HeldWeights) -> Found:
+    return Found(
+        attention=tap.has_attention,
+        lora=draw.of.lora,
+        heads=tap.heads,
+        logic=verdict.logic,
+        repair=explained.repairs.get(tap.name),
+        nearest=explained.nearest.get(tap.name),
+        place=explained.places.get(tap.name),
+        weights=tuple(held.of(w) for w in explained.wrong.get(tap.name, ())),
+    )
 
 
-def _seen(draw: Draw, tap: Tap, taps: Sequence[Tap]) -> Seen:
-    """Return the exact values of a tap and of the earlier taps that have its shape."""
+class HeldWeights:
+    """Weights that are not what they should be, with what they should be; a key map is only read where there are such.
+
+    Args:
+        draw: the draw whose native's weights they are.
+    """
+
+    def __init__(self, draw: Draw) -> None:
+        self._session: Any = draw.session
+        self._draw = draw
+        self._known: dict[str, HeldWeight] = {}
+
+    def of(self, wrong: WeightComparison) -> HeldWeight:
+        """Return a wrong weight, with what it should be."""
+        name = wrong.native_key
+        if name not in self._known:
+            held = self._held[name]
+            expected = self._plan.native_tensor(name, self._source).to(held.device)
+            self._known[name] = HeldWeight(name, held, expected, wrong.swapped_with or self._elsewhere(name, held))
+        return self._known[name]
+
+    def _elsewhere(self, name: str, held: Tensor) -> str | None:
+        """Name the tensor of another block whose values a weight holds."""
+        others = (k for k in self._held if k != name and _numberless(k) == _numberless(name))
+        return next((k for k in others if self._is(k, held)), None)
+
+    def _is(self, name: str, held: Tensor) -> bool:
+        value = self._plan.native_tensor(name, self._source)
+        return value.shape == held.shape and torch.equal(value.to(held.device, held.dtype), held)
+
+    @cached_property
+    def _held(self) -> dict[str, Tensor]:
+        return tensors_of(self._session.native.model)
+
+    @cached_property
+    def _source(self) -> Mapping[str, Tensor]:
+        source: Mapping[str, Tensor] = self._session.reference_tensors
+        return source
+
+    @cached_property
+    def _plan(self) -> KeyPlan:
+        key_map = self._session.pair.key_map(self._session.build)
+        plan: KeyPlan = key_map.plan(
+            {k: v.shape for k, v in self._source.items()}, {k: v.shape for k, v in self._held.items()}
+        )
+        return plan
+
+
+def _numberless(key: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\.)", "#", key)
+
+
+def _seen(draw: Draw, tap: Tap, taps: Sequence[Tap], found: Found) -> Seen:
+    """Return the values of a tap and of the earlier taps that have its shape, and what was found there."""
     r, n = draw.reference.values[tap.name], draw.native.values[tap.name]
     assert r.high is not None
     assert n.high is not None
@@ -106,7 +176,8 @@ def _seen(draw: Draw, tap: Tap, taps: Sequence[Tap]) -> Seen:
     # Both sides go on from the values as computed, so these are exact behind a tap.
     values = ((t.name, draw.reference.values[t.name].low) for t in earlier if valid is None)
     upstream = {k: _channels_last(v, tap, None) for k, v in values if v.shape == r.low.shape}
-    return Seen(native, reference, upstream)
+    computed = _channels_last(aligned(tap, n.low, r.low.shape), tap, valid), _channels_last(r.low, tap, valid)
+    return Seen(native, reference, upstream, computed, found)
 
 
 def _channels_last(value: Tensor, tap: Tap, valid: Tensor | None) -> Tensor:
@@ -183,7 +254,7 @@ def _target(draw: Draw, tap: Tap) -> Target:
     valid = None if tap.valid is None else mask_of(tap, draw.inputs, r)
     wide = any(key.endswith("float64") for key in draw.native.segment_before(tap.name))
     native = aligned(tap, draw.native.values[tap.name].low, r.shape)
-    return Target(tap.name, native, valid, tap.has_attention, wide)
+    return Target(tap.name, native, valid, tap.has_attention, wide, tap.kind)
 
 
 def low_dtype(draw: Draw) -> torch.dtype:

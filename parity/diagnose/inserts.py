@@ -19,19 +19,26 @@ from parity.lora.adapter import LoraAdapter, LoraTarget
 
 _MOST = 8
 Result = Callable[[Any], Any]
+_OF_NORMS = frozenset({"rsqrt", "mean", "native_layer_norm", "_fused_rms_norm", "var"})
+_OF_ACTIVATIONS = frozenset({"gelu", "silu", "relu", "sigmoid", "tanh", "erf"})
+
+
+def never_run(segment: Segment) -> Iterator[Change]:
+    """List the norms that the native has and never runs, behind the last values both sides have."""
+    for words, norm in _own_norms(segment):
+        for op in segment.boundary[-_MOST:]:
+            yield _behind([op], segment, "norm_missing", words, norm)
 
 
 def inserted(segment: Segment) -> Iterator[Change]:
-    """List the steps that could be missing behind the last values both sides have."""
-    norms = list(_norms(segment))
-    for op in segment.boundary[-_MOST:]:
-        for words, norm in norms:
-            yield _behind([op], segment, "norm_missing", words, norm)
+    """List the steps without parameters that could be missing behind the last values both sides have."""
     theirs = {op.op.name for op in segment.their_region}
-    for op in segment.boundary[-_MOST:]:
-        for words, (func, args, kwargs) in ACTIVATIONS.items():
-            if theirs & {"gelu", "silu", "relu", "sigmoid", "tanh", "erf"}:
-                yield _behind([op], segment, "activation_missing", words, _calling(func, args, kwargs))
+    steps = [("norm_missing", *norm) for norm in _plain_norms(segment)] if theirs & _OF_NORMS else []
+    if theirs & _OF_ACTIVATIONS:
+        steps += [("activation_missing", words, _calling(*call)) for words, call in ACTIVATIONS.items()]
+    for bug, words, step in steps:
+        for op in segment.boundary[-_MOST:]:
+            yield _behind([op], segment, bug, words, step)
 
 
 def _calling(func: Any, args: Any, kwargs: Any) -> Result:
@@ -43,18 +50,19 @@ def _behind(ops: Sequence[OpValue], segment: Segment, bug: str, words: str, resu
     return Change(f"{words} behind `{ops[0].op.name}` at {segment.line(ops[0])}", (), changes, bug=bug)
 
 
-def _norms(segment: Segment) -> Iterator[tuple[str, Result]]:
-    """Return the norms that the native has and never runs, then norms without a gain."""
+def _own_norms(segment: Segment) -> Iterator[tuple[str, Result]]:
     modules = dict(segment.model.named_modules())
     blocks = {_block(name) for name in segment.read}
     for path in dict.fromkeys(name.rpartition(".")[0] for name in segment.unread):
         module = modules.get(path)
         if module is not None and _block(path + ".") in blocks and all(p.dim() == 1 for p in module.parameters()):
             yield path, _by_module(module)
-    if any(op.op.name in ("rsqrt", "mean", "native_layer_norm", "_fused_rms_norm", "var") for op in segment.their_region):
-        for eps in segment.small_numbers or [1e-6]:
-            yield f"an RMS norm with eps {eps:g}", _rms(eps)
-            yield f"a layer norm with eps {eps:g}", _layer_norm(eps)
+
+
+def _plain_norms(segment: Segment) -> Iterator[tuple[str, Result]]:
+    for eps in segment.small_numbers or [1e-6]:
+        yield f"an RMS norm with eps {eps:g}", _rms(eps)
+        yield f"a layer norm with eps {eps:g}", _layer_norm(eps)
 
 
 def _rms(eps: float) -> Result:
@@ -214,7 +222,7 @@ def _reading(old: Tensor, new: Tensor) -> Callable[[Call], Call]:
 
 
 def adapted(segment: Segment, adapter: LoraAdapter | None) -> Iterator[Change]:
-    """Add what an adapter does to layers of the segment: once, where it is missing, or as often as a wrong scale lacks."""
+    """Add what an adapter does to layers of the segment: where it is missing, or as often as a wrong scale lacks."""
     if adapter is None:
         return
     found = {path: op for op in segment.ops for path in _paths(op) if path in adapter.targets and _is_matmul(op)}
@@ -226,6 +234,36 @@ def adapted(segment: Segment, adapter: LoraAdapter | None) -> Iterator[Change]:
             yield _adapted(segment, found, paths, adapter, words, bug, share)
         for paths in several:
             yield _adapted(segment, found, paths, adapter, words, bug, share)
+    for one, other in itertools.combinations(found, 2):
+        a, b = adapter.targets[one], adapter.targets[other]
+        if (a.A.shape, a.B.shape) == (b.A.shape, b.B.shape):
+            yield _exchanged(segment, found, (one, a), (other, b))
+
+
+Layer = tuple[str, LoraTarget]
+
+
+def _exchanged(segment: Segment, found: dict[str, OpValue], one: Layer, other: Layer) -> Change:
+    """Give two layers each other's LoRA."""
+    ops, roots = {}, []
+    for (path, own), (_, foreign) in ((one, other), (other, one)):
+        mine, theirs = (_stored(segment, path, target) for target in (own, foreign))
+        roots += [*mine, *theirs]
+        less = _with_delta(*theirs, -foreign.scaling)
+        more = _with_delta(*mine, own.scaling)
+        ops[found[path].op.number] = OpChange(found[path].op.name, _both(more, less))
+    words = f"the LoRA of {one[0]} and of {other[0]} exchanged"
+    return Change(words, (), ops, bug="lora_exchanged", roots=tuple(roots))
+
+
+def _both(one: Callable[[Call], Call], other: Callable[[Call], Call]) -> Callable[[Call], Call]:
+    return lambda call: other(one(call))
+
+
+def _stored(segment: Segment, path: str, target: LoraTarget) -> tuple[Tensor, Tensor]:
+    """Return A and B as they are stored when they are applied: in the weight's dtype."""
+    weight = segment.held[f"{path}.weight"]
+    return target.A.to(weight.device, weight.dtype), target.B.to(weight.device, weight.dtype)
 
 
 _SHARES: tuple[tuple[str, str, Callable[[LoraTarget], float]], ...] = (
@@ -244,9 +282,7 @@ def _adapted(
     ops, roots = {}, []
     for path in paths:
         op, target = found[path], adapter.targets[path]
-        weight = segment.held[f"{path}.weight"]
-        # As they are stored when they are applied: in the weight's dtype.
-        A, B = (part.to(weight.device, weight.dtype) for part in (target.A, target.B))
+        A, B = _stored(segment, path, target)
         roots += [A, B]
         ops[op.op.number] = OpChange(op.op.name, _with_delta(A, B, target.scaling * share(target)))
     named = paths[0] if len(paths) == 1 else f"{len(paths)} layers"

@@ -17,6 +17,13 @@ UNTOUCHED = object()
 """What a plant returns for a call that it leaves as it is."""
 
 
+@dataclass(frozen=True)
+class AsIs:
+    """What a call gave, for a plant that looks at it and leaves it."""
+
+    out: Any
+
+
 @dataclass
 class OpCall:
     """One call of an op within a module's forward.
@@ -100,6 +107,8 @@ class PlantedOps(TorchDispatchMode):
         given = self._wrong(OpCall(name, func, args, kwargs, nth, self._kept))
         if given is UNTOUCHED:
             return func(*args, **kwargs)
+        if isinstance(given, AsIs):
+            return given.out
         self._count[0] += 1
         return given
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from parity.diagnose.forwards import Enough
-from parity.diagnose.inserts import adapted, inserted, instead, masked, turned
+from parity.diagnose.inserts import adapted, inserted, instead, masked, never_run, turned
 from parity.diagnose.places import SideOps
 from parity.diagnose.repairs import (
     bias_changes,
@@ -28,7 +28,7 @@ from parity.diagnose.repairs import (
     split_changes,
 )
 from parity.diagnose.segment import Segment, by_line
-from parity.diagnose.weight_repairs import parameter_changes
+from parity.diagnose.weight_repairs import exchanged_modules, other_forms, parameter_changes
 from parity.draws import Draw, aligned
 from parity.errors import ModelFailed, TapError
 from parity.execution.changes import Change, ChangedForward
@@ -72,8 +72,9 @@ class RepairShop:
     Args:
         draw: the draw. live: the native. native, reference: the two sides' ops. restart: makes the restart of a pass.
         limit: of logic_error. wrong: native parameters that are not the reference's, tried first.
-        seconds: how long all taps together may take; `_LEAST` changes of a tap are tried in any case.
-        spent: how long they took.
+        seconds: of this process's time that all taps together may take, so that what is found does not depend on what
+            else runs; `_LEAST` changes of a tap are tried in any case.
+        spent: how long they took. known: the kinds of bugs found by now.
     """
 
     draw: Draw
@@ -85,14 +86,17 @@ class RepairShop:
     wrong: frozenset[str] = frozenset()
     seconds: float = 3.0
     spent: float = 0.0
+    known: set[str] = field(default_factory=set)
 
     def repair(self, tap: Tap) -> Repair | None:
         """Return the first change that restores a tap, None where none does."""
-        started = time.perf_counter()
+        started = time.process_time()
         try:
-            return self._repaired(tap, started - self.spent)
+            found = self._repaired(tap, started - self.spent)
+            self.known |= {found.bug} if found is not None else set()
+            return found
         finally:
-            self.spent += time.perf_counter() - started
+            self.spent += time.process_time() - started
 
     def _repaired(self, tap: Tap, started: float) -> Repair | None:
         before = self.draw.evidence[tap.name].logic_error
@@ -100,7 +104,7 @@ class RepairShop:
         noise = self.draw.evidence[tap.name].noise
         drowned, helps = before < _DROWNED * noise, _HELPS * self._low_error(tap)
         for number, change in enumerate(self._changes(tap)):
-            if number >= _LEAST and time.perf_counter() - started > self.seconds:
+            if number >= _LEAST and time.process_time() - started > self.seconds:
                 break
             error = self._error(tap, change, exact=drowned)
             if not drowned and error < _DROWNED * noise:  # as near as rounding lets it come: ask for the exact value
@@ -120,17 +124,28 @@ class RepairShop:
     def _changes(self, tap: Tap) -> Iterable[Change]:
         segment = Segment(tap, self.native, self.reference, self.live.side.model, self.draw.inputs)
         wrong = [n for n in segment.read if n in self.wrong]
+        right = [n for n in segment.read if n not in wrong]
         yield from parameter_changes(wrong, segment.held, tap.heads)
-        yield from self._adapters(tap, segment)
-        yield from _op_changes(segment)
-        yield from _part_changes(segment)
-        yield from inserted(segment)
-        yield from instead(segment)
-        yield from turned(segment)
-        yield from masked(segment)
-        yield from self._gates(segment)
+        if self.known:  # the same bug in another segment, mostly
+            yield from (change for change in self._of_ops(tap, segment) if change.bug in self.known)
+        yield from self._of_ops(tap, segment)
         # Weights that are what the key map says: the key map may be wrong.
-        yield from parameter_changes([n for n in segment.read if n not in wrong], segment.held, tap.heads)
+        yield from exchanged_modules(right, segment.held)
+        yield from _op_changes(segment, generic=True)
+        yield from other_forms(right, segment.held, tap.heads)
+
+    def _of_ops(self, tap: Tap, segment: Segment) -> Iterable[Change]:
+        """List the changes of the code that few ops allow."""
+        yield from self._adapters(tap, segment)
+        # What a change rests on comes first: a norm that never runs, an op that few changes suit.
+        yield from never_run(segment)
+        yield from instead(segment)
+        yield from _op_changes(segment, generic=False)
+        yield from masked(segment)
+        yield from turned(segment)
+        yield from _part_changes(segment)
+        yield from self._gates(segment)
+        yield from inserted(segment)
 
     def _adapters(self, tap: Tap, segment: Segment) -> Iterable[Change]:
         """List what could be wrong with a LoRA that is on."""
@@ -204,13 +219,13 @@ class RepairShop:
         return joined(until.lows, until.highs or None)
 
 
-def _op_changes(segment: Segment) -> Iterable[Change]:
+def _op_changes(segment: Segment, generic: bool) -> Iterable[Change]:
     """List the changes of the ops that differ: of all on one line together, then one by one."""
-    for alike in by_line(segment.region):
-        yield from line_changes(alike, segment)
+    for alike in by_line(segment.suspects):
+        yield from line_changes(alike, segment, generic)
         for op in alike:
-            yield from op_changes(op, segment) if len(alike) > 1 else ()
-            yield from bias_changes(op, segment)
+            yield from op_changes(op, segment, generic) if len(alike) > 1 else ()
+            yield from bias_changes(op, segment) if not generic else ()
 
 
 def _part_changes(segment: Segment) -> Iterable[Change]:

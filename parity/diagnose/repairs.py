@@ -42,8 +42,16 @@ _OTHER = {"cos": ("sin", aten.sin.default), "sin": ("cos", aten.cos.default)}
 Make = Callable[..., Change]
 
 
-def op_changes(op: OpValue, segment: Segment) -> Iterator[Change]:
-    """List the changes of one op that could be what a port got wrong."""
+GENERIC = frozenset({"operand_extra", "operands_exchanged", "operand_sign", "rope_direction", "branch_factor"})
+"""Kinds of changes that nearly every op allows: they are tried behind those that few do."""
+
+
+def op_changes(op: OpValue, segment: Segment, generic: bool) -> Iterator[Change]:
+    """List the changes of one op that could be what a port got wrong, the generic ones or all others."""
+    return (change for change in _op_changes(op, segment) if (change.bug in GENERIC) is generic)
+
+
+def _op_changes(op: OpValue, segment: Segment) -> Iterator[Change]:
     name, number, line = op.op.name, op.op.number, segment.line(op)
 
     def change(bug: str, words: str, call: Callable[[Call], Call] | None = None, result: Any = None) -> Change:
@@ -122,8 +130,8 @@ def _numbers(op: OpValue, segment: Segment, change: Make) -> Iterator[Change]:
         yield change(bug, f"no {held:g} in `{name}`", only(0))
     if name in ("add", "sub"):
         if 0 < held < 1e-2:
-            others = dict.fromkeys((*segment.small_numbers, *_EPS))
-            yield from (change("norm_eps", f"{eps:g} for {held:g} in `{name}`", with_number(_always(eps))) for eps in others)
+            for eps in dict.fromkeys((*segment.small_numbers, *_EPS)):
+                yield change("norm_eps", f"{eps:g} for {held:g} in `{name}`", with_number(_always(eps)))
         yield from (change(bug, f"{n:g} for {held:g} in `{name}`", with_number(_always(n))) for n in theirs[:4])
         yield change(bug, f"{-held:g} for {held:g} in `{name}`", with_number(lambda k: -k))
     else:
@@ -188,9 +196,9 @@ _NUMBERS: tuple[Callable[[float], float], ...] = (
 )  # fmt: skip
 
 
-def line_changes(ops: Sequence[OpValue], segment: Segment) -> Iterator[Change]:
+def line_changes(ops: Sequence[OpValue], segment: Segment, generic: bool) -> Iterator[Change]:
     """List the changes of all ops of one name on one line together: what is wrong there is wrong in each of them."""
-    for together in zip(*(list(op_changes(op, segment)) for op in ops), strict=False):
+    for together in zip(*(list(op_changes(op, segment, generic)) for op in ops), strict=False):
         if len({change.words for change in together}) == 1:
             ops_changed = {n: c for change in together for n, c in change.ops.items()}
             yield Change(together[0].words, (), ops_changed, bug=together[0].bug)

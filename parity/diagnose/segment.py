@@ -14,6 +14,7 @@ from parity.execution.op_values import OpValue, values_of
 from parity.execution.tap import Inputs, Tap
 
 _KERNELS = ("_scaled_dot_product", "_softmax", "_safe_softmax")
+_NORMS = ("native_layer_norm", "native_group_norm", "_fused_rms_norm")
 _ANGLES = frozenset({"cos", "sin", "polar", "cos_", "sin_"})
 
 
@@ -46,6 +47,13 @@ class Segment:
         """The native's ops whose values the reference does not have, in order."""
         found = list(unmatched(self.ops, values_of(self.theirs)).values())
         return sorted(found, key=lambda op: op.op.number)
+
+    @cached_property
+    def suspects(self) -> list[OpValue]:
+        """The region, those ops first that read a value both sides have: what is behind them differs by them."""
+        values = values_of(self.theirs)
+        entries = [op for op in self.region if any(made < 0 or values.find(value) for value, made in op.inputs)]
+        return [*entries, *(op for op in self.region if op not in entries)]
 
     @cached_property
     def their_region(self) -> list[OpValue]:
@@ -89,7 +97,7 @@ class Segment:
     @cached_property
     def small_numbers(self) -> list[float]:
         """Return what the reference adds before it divides: its eps."""
-        ops = [op for op in self.theirs if op.op.name in ("add", "native_layer_norm", "native_group_norm", "_fused_rms_norm")]
+        ops = [op for op in self.theirs if op.op.name in ("add", *_NORMS)]
         return list(dict.fromkeys(s for op in ops for s in op.scalars if 0 < s < 1e-2))
 
     @cached_property

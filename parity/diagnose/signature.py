@@ -62,7 +62,7 @@ class Found:
     """What a second look found at a tap.
 
     Args:
-        attention: whether the segment holds attention. lora: whether the LoRA is on.
+        attention: whether the segment holds attention. lora: whether the LoRA is on. heads: of attention, 0: unknown.
         logic: whether the functions differ, not only the roundings.
         repair: the change of the native that restores the reference's function. nearest: the nearest reference variant.
         place: where the sides part. weights: what is wrong among the weights the segment reads.
@@ -70,6 +70,7 @@ class Found:
 
     attention: bool = False
     lora: bool = False
+    heads: int = 0
     logic: bool = True
     repair: Repair | None = None
     nearest: Nearest | None = None

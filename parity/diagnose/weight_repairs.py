@@ -19,14 +19,20 @@ def parameter_changes(names: Sequence[str], held: Mapping[str, Tensor], heads: i
         held: all of the model's.
         heads: of attention, 0 where unknown.
     """
-    yield from _swapped(names, held)
+    yield from exchanged_modules(names, held)
+    yield from other_forms(names, held, heads)
+
+
+def other_forms(names: Sequence[str], held: Mapping[str, Tensor], heads: int = 0) -> Iterator[Change]:
+    """List other forms of the parameters a segment reads: transposed, reordered, scaled."""
     for name in names:
         p = held[name]
         for bug, words, new in _forms(p, heads):
             yield Change(f"{name} {words}", ((p, new),), bug=bug)
 
 
-def _swapped(names: Sequence[str], held: Mapping[str, Tensor]) -> Iterator[Change]:
+def exchanged_modules(names: Sequence[str], held: Mapping[str, Tensor]) -> Iterator[Change]:
+    """Exchange two modules of a block, or one with its like of a neighbouring block."""
     modules = list(dict.fromkeys(n.rpartition(".")[0] for n in names))
     own = {m: {n.rpartition(".")[2]: p for n, p in held.items() if n.rpartition(".")[0] == m} for m in modules}
     done: set[frozenset[str]] = set()
@@ -69,7 +75,8 @@ def _forms(p: Tensor, heads: int) -> Iterator[tuple[str, str, Tensor]]:
         size, axis = p.shape[dim], ("rows" if p.dim() > 1 else "values", "columns")[dim]
         for parts in (2, 3, 6):
             if size % parts == 0 and size > parts:
-                yield "weights_order", f"with its {parts} chunks of {axis} reversed", torch.cat(p.chunk(parts, dim)[::-1], dim)
+                reversed_chunks = torch.cat(p.chunk(parts, dim)[::-1], dim)
+                yield "weights_order", f"with its {parts} chunks of {axis} reversed", reversed_chunks
         if size % 2 == 0 and size > 2:
             pairs = p.unflatten(dim, (2, size // 2)).transpose(dim, dim + 1).flatten(dim, dim + 1)
             yield "weights_order", f"with its halves of {axis} interleaved", pairs

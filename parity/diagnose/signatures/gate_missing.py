@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from parity.diagnose.plants import UNTOUCHED, OpCall, OpPlant
+from parity.diagnose.plants import UNTOUCHED, AsIs, OpCall, OpPlant
 from parity.diagnose.signature import repaired, signature
 
 detect = repaired("gate_missing")
@@ -19,7 +19,7 @@ def wrong(call: OpCall) -> Any:
     if call.name == "mul" and len(pair) == 2 and pair[0].shape == pair[1].shape:
         out: Tensor = call.run()
         products.append((out, pair[1]))
-        return out
+        return AsIs(out)
     if call.name != "add" or len(pair) != 2 or any(pair[0] is p for p, _ in products):
         return UNTOUCHED
     branch = [b for p, b in products if p is pair[1]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from parity.diagnose.plants import UNTOUCHED, OpCall, OpPlant
+from parity.diagnose.plants import UNTOUCHED, AsIs, OpCall, OpPlant
 from parity.diagnose.signature import repaired, signature
 
 detect = repaired("rope_offset")
@@ -16,7 +16,7 @@ def wrong(call: OpCall) -> Any:
         angle = call.args[0]
         out = call.run()
         call.kept.setdefault("tables", []).append((out, call.run(angle + (angle[1:2] - angle[:1])) if len(angle) > 1 else out))
-        return out
+        return AsIs(out)
     tables = call.kept.get("tables", [])
     used = [moved for table, moved in tables if call.name == "mul" and any(a is table for a in call.args)]
     if not used or call.kept.setdefault("muls", 0) >= 2 * len(tables):

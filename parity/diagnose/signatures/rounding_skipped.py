@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from parity.diagnose.nearest import Nearest
-from parity.diagnose.plants import UNTOUCHED, OpCall, OpPlant
+from parity.diagnose.plants import UNTOUCHED, AsIs, OpCall, OpPlant
 from parity.diagnose.signature import rounded, signature
 
 
@@ -24,7 +24,7 @@ def wrong(call: OpCall) -> Any:
     if call.name in ("silu", "gelu") and call.args[0].dtype != torch.float32:
         out = call.run()
         call.kept["out"], call.kept["wide"] = out, call.run(call.args[0].float())
-        return out
+        return AsIs(out)
     first = call.kept.get("out")
     if call.name == "mul" and first is not None and any(a is first for a in call.args):
         wide = [call.kept["wide"] if a is first else a.float() for a in call.args[:2]]

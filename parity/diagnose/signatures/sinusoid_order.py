@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from parity.diagnose.plants import UNTOUCHED, OpCall, OpPlant
+from parity.diagnose.plants import UNTOUCHED, AsIs, OpCall, OpPlant
 from parity.diagnose.signature import Seen, Words, close, repaired, signature
 
 
@@ -26,7 +26,7 @@ def wrong(call: OpCall) -> Any:
     if call.name in ("cos", "sin"):
         out = call.run()
         waves.append(out)
-        return out
+        return AsIs(out)
     joined = call.name == "cat" and len(call.args[0]) == 2 and all(any(p is w for w in waves) for p in call.args[0])
     return call.run(list(call.args[0])[::-1], *call.args[1:]) if joined else UNTOUCHED
 
