@@ -81,7 +81,7 @@ def _by_module(module: nn.Module) -> Result:
         if out.shape[-1] % width:
             raise RuntimeError("the norm is for another width")
         parts = out.unflatten(-1, (-1, width))
-        made = module.forward(parts if out.shape[-1] != width else out)
+        made = type(module).forward(module, parts if out.shape[-1] != width else out)
         made = made[0] if isinstance(made, tuple) else made
         whole: Tensor = made.reshape(out.shape).to(out.dtype)
         return whole

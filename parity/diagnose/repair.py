@@ -165,7 +165,7 @@ class RepairShop:
         if not self.draw.of.lora and region and segment.ops[-1] is region[-1] and region[-1].op.name == "add":
             whole = self._wanted(segment.tap)
             if whole is not None:
-                yield found_factor(region[-1], whole, segment.line(region[-1]), "branch_factor")
+                yield found_factor(region[-1], whole, segment.line(region[-1]), "number")
 
     def _wanted(self, tap: Tap) -> Tensor | None:
         """Return the reference's exact value in the native's layout, None where it cannot be had."""

@@ -42,7 +42,7 @@ _OTHER = {"cos": ("sin", aten.sin.default), "sin": ("cos", aten.cos.default)}
 Make = Callable[..., Change]
 
 
-GENERIC = frozenset({"operand_extra", "operands_exchanged", "operand_sign", "rope_direction", "branch_factor"})
+GENERIC = frozenset({"operand_extra", "operands_exchanged", "operand_sign", "rope_direction"})
 """Kinds of changes that nearly every op allows: they are tried behind those that few do."""
 
 
@@ -113,8 +113,9 @@ def _arithmetic(op: OpValue, segment: Segment, change: Make) -> Iterator[Change]
         if name != "div":
             words = f"`{'sub' if name == 'add' else 'add'}` for `{name}`"
             yield change(_signed(op, segment), words, another((other, (), {}), 2))
-        yield change("operand_extra", f"second operand of `{name}` left out", only(0))
-        yield change("operand_extra", f"first operand of `{name}` left out", only(1))
+        bug = "rope_offset" if segment.makes_angles(op) else "operand_extra"
+        yield change(bug, f"second operand of `{name}` left out", only(0))
+        yield change(bug, f"first operand of `{name}` left out", only(1))
         turned: Callable[[Call], Call] = lambda call: (call[0], (call[1][1], call[1][0]), call[2])  # noqa: E731
         yield change("operands_exchanged", f"the operands of `{name}` exchanged", turned)
 
@@ -126,14 +127,15 @@ def _numbers(op: OpValue, segment: Segment, change: Make) -> Iterator[Change]:
     if name == "pow":
         yield from (change(bug, f"{n:g} for {held:g} in `pow`", _with_scalar(n)) for n in theirs[:4])
         return
-    if bug != "norm_eps":
+    if bug != "norm_eps" and held:
         yield change(bug, f"no {held:g} in `{name}`", only(0))
     if name in ("add", "sub"):
         if 0 < held < 1e-2:
             for eps in dict.fromkeys((*segment.small_numbers, *_EPS)):
                 yield change("norm_eps", f"{eps:g} for {held:g} in `{name}`", with_number(_always(eps)))
         yield from (change(bug, f"{n:g} for {held:g} in `{name}`", with_number(_always(n))) for n in theirs[:4])
-        yield change(bug, f"{-held:g} for {held:g} in `{name}`", with_number(lambda k: -k))
+        if held:
+            yield change(bug, f"{-held:g} for {held:g} in `{name}`", with_number(lambda k: -k))
     else:
         yield from (change(bug, f"{n:g} for {held:g} in `{name}`", with_number(_always(n))) for n in theirs[:6])
         others_of = [f for f in _NUMBERS if f(held) != held]
@@ -261,8 +263,10 @@ def factor_changes(additions: Sequence[OpValue], groups: Iterable[Mapping[int, A
 
 
 def split_changes(splits: Mapping[int, tuple[str, int]], bug: str) -> Iterator[Change]:
-    """List the orders in which the parts of a tensor could have been meant."""
-    for number, (name, count) in splits.items():
+    """List the orders in which the parts of a tensor could have been meant: of each, then of all taken apart alike."""
+    alike = [{n: s for n, s in splits.items() if s == kind} for kind in dict.fromkeys(splits.values())]
+    for group in [*({n: s} for n, s in splits.items()), *(g for g in alike if len(g) > 1)]:
+        (name, count), *_ = group.values()
         for i, k in itertools.combinations(range(min(count, 6)), 2):
             words = f"parts {i} and {k} of {count} exchanged"
-            yield Change(words, (), {number: OpChange(name, result=exchanged(i, k))}, bug=bug)
+            yield Change(words, (), {n: OpChange(name, result=exchanged(i, k)) for n in group}, bug=bug)

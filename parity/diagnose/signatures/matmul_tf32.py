@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from parity.diagnose.plants import UNTOUCHED, OpCall, OpPlant
+from parity.diagnose.plants import UNTOUCHED, OpCall, OpPlant, is_wide
 from parity.diagnose.signature import Seen, Words, rounded, signature
 from parity.execution.edits import to_tf32
 
@@ -21,7 +20,7 @@ def detect(seen: Seen) -> Words:
 
 def wrong(call: OpCall) -> Any:
     """Round the operands of a product to TF32."""
-    if call.name not in ("addmm", "mm", "bmm", "convolution") or call.args[-1].dtype != torch.float32:
+    if call.name not in ("addmm", "mm", "bmm", "convolution") or not is_wide(call):
         return UNTOUCHED
     args = [to_tf32(a) if isinstance(a, Tensor) and a.dim() > 1 else a for a in call.args]
     return call.run(*args)

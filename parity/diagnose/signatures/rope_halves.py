@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from parity.diagnose.plants import ModulePlant, norms, pairs_alike
@@ -18,8 +19,10 @@ def choose(module: nn.Module) -> list[nn.Module]:
 
 
 def wrong(module: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
-    """Hand the channels on as another pairing wants them."""
-    return forward(*args, **kwargs).unflatten(-1, (-1, 2)).transpose(-2, -1).flatten(-2)
+    """Hand the channels on so that halves stand where neighbours should."""
+    out = forward(*args, **kwargs)
+    order = torch.arange(out.shape[-1], device=out.device).unflatten(0, (2, -1)).T.flatten()
+    return out.index_select(-1, order)
 
 
 SIGNATURE = signature("rope_halves", "rope", 7, detect, ModulePlant(choose, wrong))

@@ -15,7 +15,8 @@ def wrong(call: OpCall) -> Any:
     if call.name in ("cos", "sin"):
         angle = call.args[0]
         out = call.run()
-        call.kept.setdefault("tables", []).append((out, call.run(angle + (angle[1:2] - angle[:1])) if len(angle) > 1 else out))
+        moved = call.run(angle + (angle.select(0, 1) - angle.select(0, 0))) if len(angle) > 1 else out
+        call.kept.setdefault("tables", []).append((out, moved))
         return AsIs(out)
     tables = call.kept.get("tables", [])
     used = [moved for table, moved in tables if call.name == "mul" and any(a is table for a in call.args)]
