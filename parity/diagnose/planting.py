@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parity.diagnose.plants import AdapterPlant, ModulePlant, OpPlant, PlantedOps, WeightPlant
+from parity.diagnose.plants import UNTOUCHED, AdapterPlant, ModulePlant, OpPlant, PlantedOps, WeightPlant
 from parity.diagnose.signature import ValuePlant, discovered
 from parity.lora.adapter import LoraAdapter
 from parity.lora.apply import applied
@@ -89,8 +89,15 @@ def _wraps_ops(plant: OpPlant, count: list[int]) -> Callable[[nn.Module], None]:
 def _wraps_modules(plant: ModulePlant, count: list[int]) -> Callable[[nn.Module], None]:
     def wrap_one(module: nn.Module) -> None:
         forward = module.forward
-        count[0] += 1
-        module.__dict__["forward"] = lambda *args, **kwargs: plant.wrong(module, forward, *args, **kwargs)
+
+        def wrong(*args: Any, **kwargs: Any) -> Any:
+            given = plant.wrong(module, forward, *args, **kwargs)
+            if given is UNTOUCHED:
+                return forward(*args, **kwargs)
+            count[0] += 1
+            return given
+
+        module.__dict__["forward"] = wrong
 
     def wrap(module: nn.Module) -> None:
         for chosen in plant.choose(module):

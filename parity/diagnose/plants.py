@@ -64,7 +64,7 @@ class ModulePlant:
 
     Args:
         choose: from the module planted in to the modules below it that are made wrong, itself included.
-        wrong: from a module, its own forward and the arguments of a call to what the call returns.
+        wrong: from a module, its own forward and the arguments of a call to what the call returns, or `UNTOUCHED`.
     """
 
     choose: Callable[[nn.Module], list[nn.Module]]

@@ -114,11 +114,11 @@ class RepairShop:
                     tried.append((error, number, change))
                 continue
             if error <= self.limit:
-                return Repair(change.said(), before, error, change.bug)
+                return Repair(change.said(), before, error, _bug_of(change))
         for _, _, change in sorted(tried, key=lambda t: t[:2])[:_CONFIRMED]:
             after = self._error(tap, change, exact=True)
             if after <= self.limit:
-                return Repair(change.said(), before, after, change.bug)
+                return Repair(change.said(), before, after, _bug_of(change))
         return None
 
     def _changes(self, tap: Tap) -> Iterable[Change]:
@@ -219,6 +219,11 @@ class RepairShop:
         return joined(until.lows, until.highs or None)
 
 
+def _bug_of(change: Change) -> str:
+    """Name what a change undoes; a factor that is found to be -1 is a sign."""
+    return "operand_sign" if change.bug == "number" and change.found == [-1.0] else change.bug
+
+
 def _op_changes(segment: Segment, generic: bool) -> Iterable[Change]:
     """List the changes of the ops that differ: of all on one line together, then one by one."""
     for alike in by_line(segment.suspects):
@@ -232,7 +237,11 @@ def _part_changes(segment: Segment) -> Iterable[Change]:
     """List the orders in which the parts of tensors that are taken apart could have been meant."""
     shadow, last = segment.native.shadow, max((op.op.number for op in segment.ops), default=0)
     bug = "parts_order" if segment.tap.has_attention else "modulation_order"
-    yield from split_changes(dict([(n, s) for n, s in shadow.splits.items() if n <= last][-4:]), bug)
+    splits = dict([(n, s) for n, s in shadow.splits.items() if n <= last][-4:])
+    # Two parts that are turned into each other: to exchange them is to turn the other way.
+    pairs = {n: s for n, s in splits.items() if s == ("unbind", 2) and any(map(segment.turns, segment.ops))}
+    yield from split_changes(pairs, "rope_direction")
+    yield from split_changes({n: s for n, s in splits.items() if n not in pairs}, bug)
     yield from slice_changes([g for g in shadow.slices.values() if len(g) > 1 and max(g) <= last][-4:], bug)
 
 

@@ -109,9 +109,9 @@ class EditedForward(OpNumbers):
 
 
 def to_tf32(value: Tensor) -> Tensor:
-    """Round float32 to the 10 explicit bits that TF32 keeps, to nearest."""
-    kept = (value.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF
-    return kept.view(torch.float32)
+    """Round float32 to the 10 explicit bits that TF32 keeps, to nearest: by a split that is exact in wider arithmetic."""
+    scaled = value * 8193.0
+    return scaled - (scaled - value)
 
 
 def _to_tf32(held: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The parts of a fused tensor are taken in another order: q, k and v, or the halves of a rotation."""
+"""The parts of a fused tensor are taken in another order: q, k and v, or k and v."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ def wrong(call: OpCall) -> Any:
     if call.name not in ("split", "split_with_sizes", "unbind"):
         return UNTOUCHED
     parts = list(call.run())
-    return [parts[1], parts[0], *parts[2:]] if len(parts) > 1 and parts[0].shape == parts[1].shape else UNTOUCHED
+    fused = len(parts) > (2 if call.name == "unbind" else 1) and parts[0].shape == parts[1].shape
+    return [parts[1], parts[0], *parts[2:]] if fused else UNTOUCHED
 
 
 SIGNATURE = signature("parts_order", "layout", 7, detect, OpPlant(wrong))

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from parity.diagnose.plants import ModulePlant
+from parity.diagnose.plants import UNTOUCHED, ModulePlant
 from parity.diagnose.signature import Seen, Words, close, repaired, signature
 
 
@@ -22,7 +22,7 @@ def detect(seen: Seen) -> Words:
 
 def wrong(module: nn.Module, forward: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
     """Embed a thousandth of the timestep."""
-    return forward(timestep * 0.001, *args, **kwargs)
+    return forward(timestep * 0.001, *args, **kwargs) if timestep.dim() == 1 else UNTOUCHED
 
 
 SIGNATURE = signature("timestep_scale", "timestep", 0, detect, ModulePlant(lambda module: [module], wrong))
