@@ -50,7 +50,7 @@ def page(found: Iterable[Mapping[str, Any]]) -> str:
     )
 
 
-def _summary(listed: list[dict[str, Any]]) -> str:
+def _summary(listed: list[Mapping[str, Any]]) -> str:
     named = sum("signatures" in entry for entry in listed)
     return f"{len(discovered())} signatures; {named} of {len(listed)} bugs have one or more."
 

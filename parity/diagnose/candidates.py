@@ -23,8 +23,8 @@ class Target:
     Args:
         name: of the tap. attention: whether its segment holds an attention kernel.
         native: what the native has there, in the reference's layout. valid: mask of what counts, or None.
-        wide: whether the native computes in float64 somewhere in the segment. kind: of the tap, shared by blocks; "" where
-            it stands alone.
+        wide: whether the native computes in float64 somewhere in the segment.
+        kind: of the tap, shared by blocks; "" where it stands alone.
     """
 
     name: str

@@ -115,11 +115,11 @@ def _alike(one: OpValue, other: OpValue) -> bool:
 
 
 def _to_halves(x: Tensor) -> Tensor:
-    return x.unflatten(-1, (-1, 2)).transpose(-2, -1).flatten(-2)
+    return torch.unflatten(x, -1, (-1, 2)).transpose(-2, -1).flatten(-2)
 
 
 def _to_neighbours(x: Tensor) -> Tensor:
-    return x.unflatten(-1, (2, -1)).transpose(-2, -1).flatten(-2)
+    return torch.unflatten(x, -1, (2, -1)).transpose(-2, -1).flatten(-2)
 
 
 def _per_head(order: Callable[[Tensor], Tensor], heads: int) -> Result:
@@ -228,11 +228,9 @@ def adapted(segment: Segment, adapter: LoraAdapter | None) -> Iterator[Change]:
     found = {path: op for op in segment.ops for path in _paths(op) if path in adapter.targets and _is_matmul(op)}
     if not found:
         return
-    several = [tuple(found)] if len(found) > 1 else []
+    alone: list[tuple[str, ...]] = [(path,) for path in found]
     for words, bug, share in _SHARES:
-        for paths in ((path,) for path in found):
-            yield _adapted(segment, found, paths, adapter, words, bug, share)
-        for paths in several:
+        for paths in (*alone, *([tuple(found)] if len(found) > 1 else [])):
             yield _adapted(segment, found, paths, adapter, words, bug, share)
     for one, other in itertools.combinations(found, 2):
         a, b = adapter.targets[one], adapter.targets[other]

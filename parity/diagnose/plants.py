@@ -29,8 +29,8 @@ class OpCall:
     """One call of an op within a module's forward.
 
     Args:
-        name: short, `addmm`. func, args, kwargs: the call. nth: how many calls of this name came before in this forward.
-        kept: what the plant remembers of this forward.
+        name: short, `addmm`. func, args, kwargs: the call.
+        nth: how many calls of this name came before in this forward. kept: what the plant remembers of this forward.
     """
 
     name: str

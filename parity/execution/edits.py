@@ -109,7 +109,10 @@ class EditedForward(OpNumbers):
 
 
 def to_tf32(value: Tensor) -> Tensor:
-    """Round float32 to the 10 explicit bits that TF32 keeps, to nearest: by a split that is exact in wider arithmetic."""
+    """Round float32 to the 10 explicit bits that TF32 keeps, to nearest.
+
+    By a split that leaves a wider shadow as it is.
+    """
     scaled = value * 8193.0
     return scaled - (scaled - value)
 

@@ -7,8 +7,9 @@ import re
 import pytest
 
 from parity.diagnose.signature import CATEGORIES, discovered
+from scripts.exposing_inputs import DOCS
 from scripts.exposing_inputs import entries as bugs
-from scripts.signatures import BECAUSE, DOCS, entries, page
+from scripts.signatures import BECAUSE, entries, page
 
 ENTRIES = entries()
 REACHED = ("precision", "rope", "norm", "attention", "activation", "modulation", "weights", "lora", "timestep", "text",

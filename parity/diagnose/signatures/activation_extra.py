@@ -18,4 +18,9 @@ def wrong(module: nn.Module, forward: Any, x: Any, *args: Any, **kwargs: Any) ->
     return forward(torch.nn.functional.silu(x), *args, **kwargs)
 
 
-SIGNATURE = signature("activation_extra", "activation", 7, detect, ModulePlant(lambda module: [m for _, m in linears(module)][:1], wrong))
+def choose(module: nn.Module) -> list[nn.Module]:
+    """Choose the first linear layer."""
+    return [m for _, m in linears(module)][:1]
+
+
+SIGNATURE = signature("activation_extra", "activation", 7, detect, ModulePlant(choose, wrong))

@@ -14,4 +14,6 @@ def _about(nearest: Nearest) -> bool:
 
 detect = rounded("round", _about)
 
-SIGNATURE = signature("arithmetic_low", "modulation", 16, detect, low_ops("mul", "add", "addcmul", scalars=False), on="rounding")
+plant = low_ops("mul", "add", "addcmul", scalars=False)
+
+SIGNATURE = signature("arithmetic_low", "modulation", 16, detect, plant, on="rounding")

@@ -24,4 +24,6 @@ def wrong(module: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
         return forward(*args, **kwargs)
 
 
-SIGNATURE = signature("autocast_one_side", "precision", 9, detect, ModulePlant(lambda module: [module], wrong), on="rounding")
+plant = ModulePlant(lambda module: [module], wrong)
+
+SIGNATURE = signature("autocast_one_side", "precision", 9, detect, plant, on="rounding")

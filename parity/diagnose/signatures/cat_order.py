@@ -12,7 +12,8 @@ detect = repaired("cat_order")
 
 def wrong(call: OpCall) -> Any:
     """Join the parts from the last to the first."""
-    tokens = call.name == "cat" and len(call.args[0]) > 1 and call.args[0][0].dim() == 3 and call.args[1:] in ((1,), (-2,))
+    several = call.name == "cat" and len(call.args[0]) > 1 and call.args[0][0].dim() == 3
+    tokens = several and call.args[1:] in ((1,), (-2,))
     return call.run(list(call.args[0])[::-1], *call.args[1:]) if tokens else UNTOUCHED
 
 

@@ -12,9 +12,10 @@ detect = repaired("frequencies")
 
 def wrong(call: OpCall) -> Any:
     """Raise another theta."""
-    base = call.args[0] if call.args else None
-    known = call.name == "pow" and isinstance(base, (int, float)) and base > 2
-    return call.run(25.6 * base, *call.args[1:]) if known else UNTOUCHED
+    base = call.args[0] if call.name == "pow" else None
+    if not isinstance(base, (int, float)) or base <= 2:
+        return UNTOUCHED
+    return call.run(25.6 * base, *call.args[1:])
 
 
 SIGNATURE = signature("frequencies", "rope", 7, detect, OpPlant(wrong))

@@ -32,9 +32,10 @@ def edit(module: nn.Module) -> int:
     """Roll the rows of the third projection of attention by one head."""
     narrow = norms(module)
     head = next(narrow[0].parameters()).numel() if narrow else 0
-    found = [m for _, m in linears(module) if head and m.weight.shape[0] == m.weight.shape[1] > head][2:3]
-    for linear in found:
-        linear.weight.copy_(linear.weight.roll(head, 0))  # type: ignore[operator]
+    weights = [m.get_parameter("weight") for _, m in linears(module)]
+    found = [w for w in weights if head and w.shape[0] == w.shape[1] > head][2:3]
+    for weight in found:
+        weight.copy_(weight.roll(head, 0))
     return len(found)
 
 

@@ -1,4 +1,4 @@
-"""A norm is not applied, of q or k say: running the norm the native has, or one without a gain, restores the function."""
+"""A norm is not applied, of q or k say: running the one the native has, or a plain one, restores the function."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from parity.diagnose.signature import Seen, Words, close, repaired, signature
 
 
 def detect(seen: Seen) -> Words:
-    """Find the factor of a value that has one number for each sample or frame, or take the repair of one before a table."""
+    """Find the factor of a value with one number for each sample or frame, or take the repair of one before a table."""
     r, n = seen.reference.flatten(), seen.native.flatten()
     alone = seen.reference.dim() == 1 and 0 < len(r) <= 4096 and bool(r.any())
     factor = float((n * r).sum() / r.square().sum()) if alone else 0.0

@@ -20,7 +20,8 @@ def detect(seen: Seen) -> Words:
             one = high - low < 2 * step * abs(high)
             if one and abs(high - 1) < 4 * step:
                 continue
-            return f"{w.name} is {high:.4g} times what it should be" + ("" if one else f" and less, by row from {low:.4g}")
+            rows = "" if one else f", some rows {low:.4g} times"
+            return f"{w.name} is {high:.4g} times what it should be{rows}"
     return repaired("weights_scaled")(seen)
 
 
