@@ -79,10 +79,11 @@ def nearest(pair: ModelPair, recordings: Sequence[Path], request: Path) -> dict[
             for name, native in asked.tensors.items():
                 tap = taps[name]
                 valid = None if tap.valid is None else mask_of(tap, draw.inputs, base.values[name].low)
-                targets.append(Target(name, native, valid, tap.has_attention, name in asked.note["wide"]))
+                wide = name in asked.note["wide"]
+                targets.append(Target(name, native, valid, tap.has_attention, wide, tap.kind))
         dtypes = asked.plan.native_dtypes
         found = at_work.working(draw, lambda live: search(live, draw, base, targets, dtypes, low))
-        return {"nearest": {name: asdict(variant) for name, variant in found.items()}}
+        return {"nearest": {name: variant.as_data() for name, variant in found.items()}}
 
 
 def repair(pair: ModelPair, recordings: Sequence[Path], request: Path) -> dict[str, Any]:
@@ -123,7 +124,7 @@ def _repaired(session: PairSession, recorded: Recorded, folder: RecordingFolder,
         held = recorded.recorded_ops(draw)
         if held is None:
             raise RecordError(f"{recorded.folder.path} has no ops of {draw.name}\nrecord it again with --resume")
-        job = Faulty(draw, theirs, mine, note["before"], note["noise"])
+        job = Faulty(draw, theirs, mine, note["before"], note["noise"], session.native_adapter if draw.lora else None)
         ops = side_ops(live, draw, restart(), theirs.decisions), from_data(held)
         shop = RepairShop(job, live, *ops, restart, float(note["limit"]), frozenset(note["wrong"]))
         found = shop.repairs([tap for tap in session.taps if tap.name in note["taps"]])

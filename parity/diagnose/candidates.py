@@ -24,6 +24,7 @@ class Target:
         name: of the tap. attention: whether its segment holds an attention kernel.
         native: what the native has there, in the reference's layout. valid: mask of what counts, or None.
         wide: whether the native computes in float64 somewhere in the segment.
+        kind: of the tap, shared by blocks; "" where it stands alone.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Target:
     valid: Tensor | None = None
     attention: bool = False
     wide: bool = False
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,11 @@ class Candidate:
         return {o.number: Edit(o.number, self.kind, self.dtype) for o in self.ops}
 
     @property
+    def place(self) -> object:
+        """What is edited, in terms of the code: the same for every block that runs it."""
+        return self.kind, self.dtype, frozenset((o.source, o.name) for o in self.ops)
+
+    @property
     def direction(self) -> int:
         """+1: the native rounds more; -1: it rounds less."""
         return -1 if self.kind == "keep" else 1
@@ -68,6 +75,8 @@ class Candidate:
             return f"{what} to {into} skipped ({where})"
         if self.kind == "split":
             return f"the bias of {names} added in a second op ({where})"
+        if self.kind == "tf32":
+            return f"the float32 operands of {names} rounded to TF32 ({where})"
         return f"{names} {'rounded to' if self.kind == 'round' else 'run in'} {low} ({where})"
 
 
@@ -94,12 +103,14 @@ def _sensible(op: Op, kind: Kind, target: Target, relative: float) -> bool:
     """Say whether an edit could be of the size of the difference, and of a dtype somebody computes in."""
     if kind == "keep":
         return (bits(op.dtype) <= 11 and relative > _FINE) or (op.dtype == torch.float32 and target.wide)
+    if kind == "tf32":
+        return op.dtype == torch.float32 and relative > _FINE / 8
     return relative > _FINE or op.dtype == torch.float64
 
 
 def _groups(ops: Sequence[Op], kind: Kind) -> Iterator[list[Op]]:
     """Group ops: of one name on one line, on one line, in one function, all of them."""
-    for level in range(4 if kind in ("low", "keep") else 1):
+    for level in range(4 if kind in ("low", "keep", "tf32") else 1):
         groups: dict[object, list[Op]] = {}
         for op in ops:
             groups.setdefault((_common(op, level), op.dtype), []).append(op)
@@ -124,6 +135,25 @@ def attention_interior(ops: Sequence[Op]) -> int:
                 inside |= first.bit
                 inside &= ~last.bit
     return inside
+
+
+def about(ops: Sequence[Op], edited: Sequence[Op]) -> tuple[bool, bool]:
+    """Say whether edited ops make a table of sines and cosines, and whether they turn values by one.
+
+    Args:
+        ops: of the segment.
+        edited: some of them.
+    """
+    waves = [o for o in ops if o.name in ("cos", "sin", "polar")]
+    made, taken = 0, 0
+    for wave in waves:
+        made, taken = made | wave.inputs | wave.bit, taken | wave.bit
+    kernels = [o for o in ops if o.name.startswith(("_scaled_dot_product", "_softmax", "_safe_softmax"))]
+    before = 0
+    for kernel in kernels:
+        before |= kernel.inputs
+    angles = bool(waves) and all(o.bit & made for o in edited)
+    return angles, bool(edited) and all(o.inputs & taken and o.bit & before for o in edited)
 
 
 def by_line(candidate: Candidate) -> list[Candidate]:

@@ -8,12 +8,12 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
 from parity.diagnose.explained import Explained
+from parity.diagnose.names import HeldWeights, name_bugs
 from parity.diagnose.nearest import EXPLAINED, Nearest
 from parity.diagnose.places import place_of_difference
 from parity.diagnose.recorded_ops import from_data
 from parity.diagnose.repair import Faulty, Repair, RepairShop
 from parity.diagnose.search import low_dtype, search, target_of
-from parity.diagnose.shapes import signatures_of
 from parity.diagnose.side_ops import SideOps, side_ops
 from parity.draws import Draw, dtypes_of, restart_of
 from parity.errors import ParityError, RecordError
@@ -69,7 +69,6 @@ class Explanation:
         taps = [t for t in taps if _open(self._judged[t.name], evidence[t.name], self._limits)]
         if not taps and not self._differs:
             return
-        self.found.signatures = signatures_of(self._draw, self._judged)
         stage = self._draw.session.reference_stage
         if stage.at_work(self._draw.of, lambda reference: self._searched(reference, taps)) is None:
             self._asked(stage, taps)
@@ -89,7 +88,7 @@ class Explanation:
                 answer = stage.asked(self._nearest_question(taps))
                 self._miss(_NO_NEAREST if answer is None else "")
                 held = {} if answer is None else answer["nearest"]
-                self._take({str(name): Nearest(**{**n, "edits": tuple(n["edits"])}) for name, n in held.items()})
+                self._take({str(name): Nearest.from_data(n) for name, n in held.items()})
             except ParityError as error:
                 self._miss(f"nearest reference variants were not to be had: {_first_line(error)}")
         if self._differs:
@@ -108,8 +107,18 @@ class Explanation:
     # --- the native's part --------------------------------------------------------------------------------------------
 
     def by_native(self) -> None:
-        """Say where the sides part, and try to repair the first faulty taps."""
-        if not self._differs or self._reference is None:
+        """Say where the sides part, try to repair the first faulty taps, and name what was found."""
+        if not self._differs:
+            return
+        try:
+            self._placed_and_repaired()
+        finally:
+            here = any(self.found.wrong.values()) and isinstance(self._stage, LiveNative)
+            held = HeldWeights(self._draw) if here else None
+            self.found.signatures = name_bugs(self._draw, self._judged, self.found, held)
+
+    def _placed_and_repaired(self) -> None:
+        if self._reference is None:
             return
         faulty = self._faulty()
         with self._at_native(needed=bool(faulty) or self._native is None):
@@ -172,6 +181,7 @@ class Explanation:
         return Faulty(
             self._draw.of, self._draw.reference, self._draw.native,
             {n: e.logic_error for n, e in evidence.items()}, {n: e.noise for n, e in evidence.items()},
+            getattr(self._draw.session, "native_adapter", None) if self._draw.of.lora else None,
         )  # fmt: skip
 
     def _restart(self) -> Restart:

@@ -8,20 +8,22 @@ grouped by line of code, by function and whole; a greedy search finds sets of th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from parity.diagnose.candidates import Candidate, Target, by_line, candidates
+from parity.diagnose.candidates import Candidate, Target, about, by_line, candidates
 from parity.diagnose.forwards import Forwards
 from parity.errors import ModelFailed
 from parity.execution.edits import Edit
+from parity.execution.ops import Op
 
 EXPLAINED = 0.75
 """Ratio of distances below which a variant counts: no benign kernel came below 0.80."""
-_HELPS, _STEP, _STEPS = 0.02, 0.9, 6
+_HELPS, _STEP, _STEPS, _AS_WELL = 0.02, 0.9, 6, 1.25
 _SMALLEST = 32
 
 
@@ -34,6 +36,9 @@ class Nearest:
         bit_exact: it has every bit of the native. direction: +1 the native rounds more, -1 less.
         elements: how many differ between native and reference.
         kernel: every edit is inside an attention kernel.
+        kind: what the edit that helps most does. ops: names of the ops that edits of that kind are of.
+        angles, turns: those make a table of sines and cosines; turn q or k by one. to_single: what is skipped is a
+            rounding to float32.
     """
 
     edits: tuple[str, ...]
@@ -42,6 +47,11 @@ class Nearest:
     direction: int
     elements: int
     kernel: bool = False
+    kind: str = ""
+    ops: frozenset[str] = frozenset()
+    angles: bool = False
+    turns: bool = False
+    to_single: bool = False
 
     @property
     def explains(self) -> bool:
@@ -58,6 +68,15 @@ class Nearest:
         edits = " and ".join(self.edits)
         with_it = "bit-exact with the native" if self.bit_exact else f"at {self.ratio:.2g} of its distance"
         return f"the reference with {edits} is {with_it}"
+
+    def as_data(self) -> dict[str, Any]:
+        """Return all of it as JSON holds it; `from_data` reads it."""
+        return {**asdict(self), "edits": list(self.edits), "ops": sorted(self.ops)}
+
+    @staticmethod
+    def from_data(held: Mapping[str, Any]) -> Nearest:
+        """Read what `as_data` gave."""
+        return Nearest(**{**held, "edits": tuple(held["edits"]), "ops": frozenset(held["ops"])})
 
     def as_dict(self) -> dict[str, object]:
         """Return plain data for a record."""
@@ -81,7 +100,18 @@ def nearest_variants(forwards: Forwards, targets: Sequence[Target], low: torch.d
     trace = forwards.traced(low)
     for search in searches:
         search.cone = trace.trace.cones.get(search.target.name, 0)
+        search.ops = trace.trace.of(search.target.name)
         search.pool = list(candidates(search.target, trace, search.relative))
+    first = list({s.target.kind or s.target.name: s for s in reversed(searches)}.values())[::-1]
+    _greedy(forwards, first)
+    others = [s for s in searches if s not in first]
+    _follow(forwards, first, others)
+    _greedy(forwards, [s for s in others if not s.chosen])
+    return {s.target.name: s.result() for s in searches}
+
+
+def _greedy(forwards: Forwards, searches: Sequence[_Search]) -> None:
+    """Add to each search what helps most, as long as it does, and drop what does nothing."""
     _evaluate(forwards, [(s, (c,)) for s in searches for c in s.pool])
     for search in searches:
         search.take_best()
@@ -93,7 +123,22 @@ def nearest_variants(forwards: Forwards, targets: Sequence[Target], low: torch.d
         for search in searches:
             search.take_best()
     _prune(forwards, searches)
-    return {s.target.name: s.result() for s in searches}
+
+
+def _follow(forwards: Forwards, first: Sequence[_Search], others: Sequence[_Search]) -> None:
+    """Try in other blocks what was found in the first one of a kind; keep it where it does as well there."""
+    leaders = {s.target.kind: s for s in first if s.chosen}
+    jobs = []
+    for search in others:
+        leader = leaders.get(search.target.kind)
+        alike = [search.like(c) for c in leader.chosen] if leader is not None else []
+        if alike and all(c is not None for c in alike):
+            jobs.append((search, tuple(c for c in alike if c is not None)))
+    _evaluate(forwards, jobs)
+    for search, chosen in jobs:
+        found, search.found = search.found, []
+        if found and found[0][0] <= _AS_WELL * leaders[search.target.kind].ratio:
+            search.ratio, search.chosen, search.goes_on = found[0][0], chosen, False
 
 
 Chosen = tuple[Candidate, ...]
@@ -106,6 +151,7 @@ class _Search:
     target: Target
     reference: Tensor
     cone: int = 0
+    ops: list[Op] = field(default_factory=list)
     pool: list[Candidate] = field(default_factory=list)
     chosen: Chosen = ()
     ratio: float = 1.0
@@ -163,8 +209,16 @@ class _Search:
         least = _HELPS * self.ratio**2
         return [c for c in self.pool if 1.0 - self.alone.get(id(c), 1.0) ** 2 > least and not set(c.edits) <= held]
 
+    def like(self, other: Candidate) -> Candidate | None:
+        """Return the candidate here that edits the same lines, None where there is none."""
+        return next((c for c in self.pool if c.place == other.place), None)
+
     def result(self) -> Nearest:
         """Return what was found."""
+        first = self.chosen[0] if self.chosen else None
+        alike = [o for c in self.chosen if first is not None and c.kind == first.kind for o in c.ops]
+        computing = [o for o in alike if not o.rule.cast]
+        angles, turns = about(self.ops, computing or alike)
         return Nearest(
             edits=tuple(c.words() for c in self.chosen),
             ratio=self.ratio,
@@ -172,6 +226,11 @@ class _Search:
             direction=self.chosen[0].direction if self.chosen else 0,
             elements=self.elements,
             kernel=bool(self.chosen) and all(c.kernel for c in self.chosen),
+            kind="" if first is None else first.kind,
+            ops=frozenset(o.name for o in computing),
+            angles=angles,
+            turns=turns,
+            to_single=bool(alike) and all(o.dtype == torch.float32 for o in alike),
         )
 
 

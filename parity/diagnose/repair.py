@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from parity.diagnose.forwards import Enough
-from parity.diagnose.places import unmatched
+from parity.diagnose.inserts import adapted, inserted, instead, masked, never_run, turned
 from parity.diagnose.repairs import (
     bias_changes,
     factor_changes,
@@ -26,18 +26,19 @@ from parity.diagnose.repairs import (
     slice_changes,
     split_changes,
 )
+from parity.diagnose.segment import Segment, by_line
 from parity.diagnose.side_ops import SideOps
-from parity.diagnose.weight_repairs import parameter_changes
+from parity.diagnose.weight_repairs import exchanged_modules, other_forms, parameter_changes
 from parity.draws import aligned
 from parity.errors import ModelFailed, TapError
 from parity.execution.changes import Change, ChangedForward
 from parity.execution.decisions import Decisions
-from parity.execution.op_values import OpValue, values_of
 from parity.execution.passes import Restart, mask_of
 from parity.execution.shadow import Shadow
 from parity.execution.tap import Inputs, Tap
 from parity.execution.trace import TapValue, Trace, joined
 from parity.live import LiveNative
+from parity.lora.adapter import LoraAdapter
 from parity.stage import DrawOf
 
 SECONDS = 3.0
@@ -50,12 +51,14 @@ class Repair:
     """A change of the native that restores the reference's function.
 
     Args:
-        words: what is changed. before, after: logic_error without and with it.
+        words: what is changed. before, after: logic_error without and with it. bug: the kind of bug it undoes, "" where
+            it has no name.
     """
 
     words: str
     before: float
     after: float
+    bug: str = ""
 
     def sentence(self) -> str:
         """Say it with the number it restores to."""
@@ -73,6 +76,7 @@ class Faulty:
     Args:
         of: the draw. reference, native: its lockstep passes.
         before: logic_error by tap. noise: size of the reference's own rounding by tap.
+        adapter: the LoRA in the native's names, where it is on.
     """
 
     of: DrawOf
@@ -80,6 +84,7 @@ class Faulty:
     native: Trace
     before: Mapping[str, float]
     noise: Mapping[str, float]
+    adapter: LoraAdapter | None = None
 
 
 @dataclass
@@ -89,8 +94,9 @@ class RepairShop:
     Args:
         draw: the draw. live: the native. native, reference: the two sides' ops. restart: makes the restart of a pass.
         limit: of logic_error. wrong: native parameters that are not the reference's, tried first.
-        seconds: how long all taps together may take; `_LEAST` changes of a tap are tried in any case.
-        spent: how long they took.
+        seconds: of this process's time that all taps together may take, so that what is found does not depend on what
+            else runs; `_LEAST` changes of a tap are tried in any case.
+        spent: how long they took. known: the kinds of bugs found by now.
     """
 
     draw: Faulty
@@ -102,6 +108,7 @@ class RepairShop:
     wrong: frozenset[str] = frozenset()
     seconds: float = field(default_factory=lambda: SECONDS)
     spent: float = 0.0
+    known: set[str] = field(default_factory=set)
 
     def repairs(self, taps: Iterable[Tap]) -> dict[str, Repair]:
         """Return what restores taps, by name; those that nothing restores are left out."""
@@ -110,18 +117,20 @@ class RepairShop:
 
     def repair(self, tap: Tap) -> Repair | None:
         """Return the first change that restores a tap, None where none does."""
-        started = time.perf_counter()
+        started = time.process_time()
         try:
-            return self._repaired(tap, started - self.spent)
+            found = self._repaired(tap, started - self.spent)
+            self.known |= {found.bug} if found is not None else set()
+            return found
         finally:
-            self.spent += time.perf_counter() - started
+            self.spent += time.process_time() - started
 
     def _repaired(self, tap: Tap, started: float) -> Repair | None:
         before, noise = self.draw.before[tap.name], self.draw.noise[tap.name]
         tried: list[tuple[float, int, Change]] = []
         drowned, helps = before < _DROWNED * noise, _HELPS * self._low_error(tap)
         for number, change in enumerate(self._changes(tap)):
-            if number >= _LEAST and time.perf_counter() - started > self.seconds:
+            if number >= _LEAST and time.process_time() - started > self.seconds:
                 break
             error = self._error(tap, change, exact=drowned)
             if not drowned and error < _DROWNED * noise:  # as near as rounding lets it come: ask for the exact value
@@ -131,41 +140,58 @@ class RepairShop:
                     tried.append((error, number, change))
                 continue
             if error <= self.limit:
-                return Repair(change.said(), before, error)
+                return Repair(change.said(), before, error, _bug_of(change))
         for _, _, change in sorted(tried, key=lambda t: t[:2])[:_CONFIRMED]:
             after = self._error(tap, change, exact=True)
             if after <= self.limit:
-                return Repair(change.said(), before, after)
+                return Repair(change.said(), before, after, _bug_of(change))
         return None
 
     def _changes(self, tap: Tap) -> Iterable[Change]:
-        ops = self.native.of(tap.name)
-        region = list(unmatched(ops, values_of(self.reference.of(tap.name))).values())
-        region.sort(key=lambda op: op.op.number)
-        names = list(dict.fromkeys(w for op in ops for w in op.weights))
-        wrong = [n for n in names if n in self.wrong]
-        held = dict(self.live.side.model.named_parameters())
-        yield from parameter_changes(wrong, held, tap.heads)
-        for alike in _by_line(region):
-            line = str(self.native.step(alike[0])).split(" at ", 1)[1]
-            yield from line_changes(alike, line)
-            for op in alike:
-                yield from op_changes(op, line) if len(alike) > 1 else ()
-                yield from bias_changes(op, held, line)
-        last = max((op.op.number for op in ops), default=0)
-        yield from split_changes(dict([(n, s) for n, s in self.native.splits.items() if n <= last][-4:]))
-        yield from slice_changes([g for g in self.native.slices if len(g) > 1 and max(g) <= last][-4:])
-        if (
-            region
-            and ops[-1] is region[-1]
-            and region[-1].op.name == "add"
-            and (whole := self._wanted(tap)) is not None
-        ):
-            yield found_factor(region[-1], whole, str(self.native.step(region[-1])).split(" at ", 1)[1])
+        segment = Segment(tap, self.native, self.reference, self.live.side.model, self.draw.of.inputs)
+        wrong = [n for n in segment.read if n in self.wrong]
+        right = [n for n in segment.read if n not in wrong]
+        yield from parameter_changes(wrong, segment.held, tap.heads)
+        if self.known:  # the same bug in another segment, mostly
+            yield from (change for change in self._of_ops(tap, segment) if change.bug in self.known)
+        yield from self._of_ops(tap, segment)
+        # Weights that are what the key map says: the key map may be wrong.
+        yield from exchanged_modules(right, segment.held)
+        yield from _op_changes(segment, generic=True)
+        yield from other_forms(right, segment.held, tap.heads)
+
+    def _of_ops(self, tap: Tap, segment: Segment) -> Iterable[Change]:
+        """List the changes of the code that few ops allow."""
+        yield from self._adapters(tap, segment)
+        # What a change rests on comes first: a norm that never runs, an op that few changes suit.
+        yield from never_run(segment)
+        yield from instead(segment)
+        yield from _op_changes(segment, generic=False)
+        yield from masked(segment)
+        yield from turned(segment)
+        yield from _part_changes(segment)
+        yield from self._gates(segment)
+        yield from inserted(segment)
+
+    def _adapters(self, tap: Tap, segment: Segment) -> Iterable[Change]:
+        """List what could be wrong with a LoRA that is on."""
+        if not self.draw.of.lora:
+            return
+        last = segment.region[-1] if segment.region else None
+        if last is not None and last is segment.ops[-1] and last.op.name == "add":
+            whole = self._wanted(tap)
+            if whole is not None:
+                yield found_factor(last, whole, segment.line(last), "lora_scale")
+        yield from adapted(segment, self.draw.adapter)
+
+    def _gates(self, segment: Segment) -> Iterable[Change]:
+        region, last = segment.region, max((op.op.number for op in segment.ops), default=0)
         groups = [g for g in self.native.slices if len(g) > 1 and min(g) <= last][-3:]
         yield from factor_changes([op for op in region if op.op.name == "add"], groups)
-        # Weights that are what the key map says: the key map may be wrong.
-        yield from parameter_changes([n for n in names if n not in wrong], held, tap.heads)
+        if not self.draw.of.lora and region and segment.ops[-1] is region[-1] and region[-1].op.name == "add":
+            whole = self._wanted(segment.tap)
+            if whole is not None:
+                yield found_factor(region[-1], whole, segment.line(region[-1]), "number")
 
     def _wanted(self, tap: Tap) -> Tensor | None:
         """Return the reference's exact value in the native's layout, None where it cannot be had."""
@@ -206,7 +232,7 @@ class RepairShop:
         if exact:
             replay = Decisions(replayed=self.draw.reference.decisions)
             shadow = self.live.side.shadow(Shadow, draw.inputs, dtype=draw.options.shadow_dtype, decisions=replay)
-            shadow.declare([new for _, new in change.parameters])
+            shadow.declare([*(new for _, new in change.parameters), *change.roots])
         inner = runner.call
 
         def call(model: nn.Module, inputs: Inputs) -> Any:
@@ -219,12 +245,30 @@ class RepairShop:
         return joined(until.lows, until.highs or None)
 
 
-def _by_line(ops: Sequence[OpValue]) -> list[list[OpValue]]:
-    """Group ops of one name on one line."""
-    groups: dict[object, list[OpValue]] = {}
-    for op in ops:
-        groups.setdefault((op.op.source, op.op.name), []).append(op)
-    return list(groups.values())
+def _bug_of(change: Change) -> str:
+    """Name what a change undoes; a factor that is found to be -1 is a sign."""
+    return "operand_sign" if change.bug == "number" and change.found == [-1.0] else change.bug
+
+
+def _op_changes(segment: Segment, generic: bool) -> Iterable[Change]:
+    """List the changes of the ops that differ: of all on one line together, then one by one."""
+    for alike in by_line(segment.suspects):
+        yield from line_changes(alike, segment, generic)
+        for op in alike:
+            yield from op_changes(op, segment, generic) if len(alike) > 1 else ()
+            yield from bias_changes(op, segment) if not generic else ()
+
+
+def _part_changes(segment: Segment) -> Iterable[Change]:
+    """List the orders in which the parts of tensors that are taken apart could have been meant."""
+    native, last = segment.native, max((op.op.number for op in segment.ops), default=0)
+    bug = "parts_order" if segment.tap.has_attention else "modulation_order"
+    splits = dict([(n, s) for n, s in native.splits.items() if n <= last][-4:])
+    # Two parts that are turned into each other: to exchange them is to turn the other way.
+    pairs = {n: s for n, s in splits.items() if s == ("unbind", 2) and any(map(segment.turns, segment.ops))}
+    yield from split_changes(pairs, "rope_direction")
+    yield from split_changes({n: s for n, s in splits.items() if n not in pairs}, bug)
+    yield from slice_changes([g for g in native.slices if len(g) > 1 and max(g) <= last][-4:], bug)
 
 
 @dataclass

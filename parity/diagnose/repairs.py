@@ -24,13 +24,14 @@ from parity.diagnose.calls import (
     with_number,
     with_operand,
 )  # fmt: skip
+from parity.diagnose.segment import Segment
 from parity.execution.changes import Call, Change, OpChange
 from parity.execution.op_values import OpValue
 
 aten = torch.ops.aten
 _EPS = (1e-6, 1e-5, 1e-8, 1e-12, 1e-3, 1e-4)
 _EPS_AT = {"native_layer_norm": 4, "native_group_norm": 7, "_fused_rms_norm": 3}
-_ACTIVATIONS: dict[str, Call] = {
+ACTIVATIONS: dict[str, Call] = {
     "GELU (tanh)": (aten.gelu.default, (), {"approximate": "tanh"}),
     "GELU (erf)": (aten.gelu.default, (), {"approximate": "none"}),
     "SiLU": (aten.silu.default, (), {}),
@@ -38,78 +39,154 @@ _ACTIVATIONS: dict[str, Call] = {
     "quick GELU": (lambda x: x * torch.sigmoid(1.702 * x), (), {}),
 }
 _OTHER = {"cos": ("sin", aten.sin.default), "sin": ("cos", aten.cos.default)}
+Make = Callable[..., Change]
 
 
-def op_changes(op: OpValue, line: str) -> Iterator[Change]:
-    """List the changes of one op that could be what a port got wrong."""
-    name, number = op.op.name, op.op.number
+GENERIC = frozenset({"operand_extra", "operands_exchanged", "operand_sign", "rope_direction"})
+"""Kinds of changes that nearly every op allows: they are tried behind those that few do."""
 
-    def change(words: str, call: Callable[[Call], Call] | None = None, result: Any = None) -> Change:
-        return Change(f"{words} at {line}", (), {number: OpChange(name, call, result)})
+
+def op_changes(op: OpValue, segment: Segment, generic: bool) -> Iterator[Change]:
+    """List the changes of one op that could be what a port got wrong, the generic ones or all others."""
+    return (change for change in _op_changes(op, segment) if (change.bug in GENERIC) is generic)
+
+
+def _op_changes(op: OpValue, segment: Segment) -> Iterator[Change]:
+    name, number, line = op.op.name, op.op.number, segment.line(op)
+
+    def change(bug: str, words: str, call: Callable[[Call], Call] | None = None, result: Any = None) -> Change:
+        return Change(f"{words} at {line}", (), {number: OpChange(name, call, result)}, bug=bug)
 
     if name in _EPS_AT:
-        yield from (change(f"eps {eps:g} in `{name}`", with_argument(_EPS_AT[name], eps)) for eps in _EPS)
+        others = dict.fromkeys((*segment.small_numbers, *_EPS))
+        yield from (change("norm_eps", f"eps {eps:g} in `{name}`", with_argument(_EPS_AT[name], eps)) for eps in others)
     elif name in ("gelu", "silu", "relu", "sigmoid"):
-        yield from (change(f"{words} for `{name}`", another(other)) for words, other in _ACTIVATIONS.items())
+        yield from _activation(name, change)
     elif name.startswith("_scaled_dot_product"):
         yield from _attention(name, change)
-    elif name in ("mul", "add", "sub", "div"):
-        yield from _arithmetic(name, op.scalars, change)
+    elif name in ("mul", "add", "sub", "div", "pow"):
+        yield from _arithmetic(op, segment, change)
     elif name in _OTHER:
         words, other = _OTHER[name]
-        yield change(f"`{words}` for `{name}`", another((other, (), {})))
+        yield change("sinusoid_order", f"`{words}` for `{name}`", another((other, (), {})))
     elif name == "neg":
-        yield change("no `neg`", result=lambda out: -out)
+        yield change(_signed(op, segment), "no `neg`", result=lambda out: -out)
     elif name in ("cat", "stack"):
-        yield change(f"the parts of `{name}` in the other order", reversed_parts)
-        yield from (
-            change(f"parts {i} and {k} of `{name}` exchanged", exchanged_parts(i, k))
-            for i, k in itertools.combinations(range(4), 2)
-        )
+        yield from _joined(op, segment, change)
     if op.op.rule.moves is False and name not in ("cat", "stack"):
-        yield change(f"the result of `{name}` with the other sign", result=negated)
+        yield change(_signed(op, segment), f"the result of `{name}` with the other sign", result=negated)
 
 
-def _attention(name: str, change: Callable[..., Change]) -> Iterator[Change]:
+def _activation(name: str, change: Make) -> Iterator[Change]:
+    for words, other in ACTIVATIONS.items():
+        both_gelu = name == "gelu" and words.startswith("GELU")
+        yield change("gelu_form" if both_gelu else "activation_other", f"{words} for `{name}`", another(other))
+    yield change("activation_extra", f"no `{name}`", another((aten.clone.default, (), {})))
+
+
+def _attention(name: str, change: Make) -> Iterator[Change]:
     def scaled(power: float, of: float = 1.0) -> Callable[[Call], Call]:
         return lambda call: (call[0], call[1], {**call[2], "scale": of * call[1][0].shape[-1] ** power})
 
-    yield change("the softmax scale head_dim^-0.5", scaled(-0.5))
-    yield change("the softmax scale 1", scaled(0.0))
-    yield change("the softmax scale head_dim^-1", scaled(-1.0))
-    yield change("no attention mask", lambda call: (call[0], call[1], {**call[2], "attn_mask": None}))
+    for words, power in (("head_dim^-0.5", -0.5), ("1", 0.0), ("head_dim^-1", -1.0)):
+        yield change("softmax_scale", f"the softmax scale {words}", scaled(power))
+    without: Callable[[Call], Call] = lambda call: (call[0], call[1], {**call[2], "attn_mask": None})  # noqa: E731
+    yield change("mask_extra", "no attention mask", without)
     place = 4 if name.endswith("for_cpu") else 5
     for causal in (True, False):
-        yield change(f"{'causal' if causal else 'full'} attention", with_argument(place, causal))
+        yield change("causality", f"{'causal' if causal else 'full'} attention", with_argument(place, causal))
 
 
-def _arithmetic(name: str, scalars: Sequence[float], change: Callable[..., Change]) -> Iterator[Change]:
-    if scalars:
-        yield from _numbers(name, scalars[0], change)
+def _arithmetic(op: OpValue, segment: Segment, change: Make) -> Iterator[Change]:
+    name = op.op.name
+    if op.scalars:
+        yield from _numbers(op, segment, change)
         return
     if name == "mul":
-        yield change("`(1 + second)` for the second factor of `mul`", with_operand(1, lambda t: t + 1))
-        yield change("`(1 + first)` for the first factor of `mul`", with_operand(0, lambda t: t + 1))
-        yield change("the second factor of `mul` less 1", with_operand(1, lambda t: t - 1))
-        yield from (change(f"{n} factor of `mul` left out", only(i)) for i, n in ((0, "second"), (1, "first")))
-    else:
+        yield change("scale_one", "`(1 + second)` for the second factor of `mul`", with_operand(1, lambda t: t + 1))
+        yield change("scale_one", "`(1 + first)` for the first factor of `mul`", with_operand(0, lambda t: t + 1))
+        yield change("scale_one", "the second factor of `mul` less 1", with_operand(1, lambda t: t - 1))
+        for i, n in ((0, "second"), (1, "first")):
+            yield change("operand_extra", f"{n} factor of `mul` left out", only(i))
+    elif name != "pow":
         other = aten.sub.Tensor if name == "add" else aten.add.Tensor
         if name != "div":
-            yield change(f"`{'sub' if name == 'add' else 'add'}` for `{name}`", another((other, (), {}), 2))
-        yield change(f"second operand of `{name}` left out", only(0))
-        yield change(f"first operand of `{name}` left out", only(1))
-        yield change(f"the operands of `{name}` exchanged", lambda call: (call[0], (call[1][1], call[1][0]), call[2]))
+            words = f"`{'sub' if name == 'add' else 'add'}` for `{name}`"
+            yield change(_signed(op, segment), words, another((other, (), {}), 2))
+        bug = "rope_offset" if segment.makes_angles(op) else "operand_extra"
+        yield change(bug, f"second operand of `{name}` left out", only(0))
+        yield change(bug, f"first operand of `{name}` left out", only(1))
+        turned: Callable[[Call], Call] = lambda call: (call[0], (call[1][1], call[1][0]), call[2])  # noqa: E731
+        yield change("operands_exchanged", f"the operands of `{name}` exchanged", turned)
 
 
-def _numbers(name: str, held: float, change: Callable[..., Change]) -> Iterator[Change]:
-    yield change(f"no {held:g} in `{name}`", only(0))
+def _numbers(op: OpValue, segment: Segment, change: Make) -> Iterator[Change]:
+    name, held = op.op.name, op.scalars[0]
+    bug = _of_number(op, segment)
+    theirs = [n for n in segment.numbers(name) if n != held]
+    if name == "pow":
+        yield from (change(bug, f"{n:g} for {held:g} in `pow`", _with_scalar(n)) for n in theirs[:4])
+        return
+    if bug != "norm_eps" and held:
+        yield change(bug, f"no {held:g} in `{name}`", only(0))
     if name in ("add", "sub"):
-        yield change(f"{-held:g} for {held:g} in `{name}`", with_number(lambda k: -k))
         if 0 < held < 1e-2:
-            yield from (change(f"{eps:g} for {held:g} in `{name}`", with_number(_always(eps))) for eps in _EPS)
+            for eps in dict.fromkeys((*segment.small_numbers, *_EPS)):
+                yield change("norm_eps", f"{eps:g} for {held:g} in `{name}`", with_number(_always(eps)))
+        yield from (change(bug, f"{n:g} for {held:g} in `{name}`", with_number(_always(n))) for n in theirs[:4])
+        if held:
+            yield change(bug, f"{-held:g} for {held:g} in `{name}`", with_number(lambda k: -k))
     else:
-        others = [f for f in _NUMBERS if f(held) != held]
-        yield from (change(f"{f(held):g} for {held:g} in `{name}`", with_number(f)) for f in others)
+        yield from (change(bug, f"{n:g} for {held:g} in `{name}`", with_number(_always(n))) for n in theirs[:6])
+        others_of = [f for f in _NUMBERS if f(held) != held]
+        yield from (change(bug, f"{f(held):g} for {held:g} in `{name}`", with_number(f)) for f in others_of)
+
+
+def _of_number(op: OpValue, segment: Segment) -> str:
+    """Name what a wrong number in an op is."""
+    if op.op.name in ("add", "sub") and 0 < op.scalars[0] < 1e-2:
+        return "norm_eps"
+    if segment.makes_angles(op):
+        return "rope_offset" if op.op.name in ("add", "sub") else "frequencies"
+    if segment.scores(op) or (segment.attends and op.op.name in ("mul", "div") and segment.turns(op)):
+        return "softmax_scale"
+    return "number"
+
+
+def _signed(op: OpValue, segment: Segment) -> str:
+    """Name what a wrong sign at an op is."""
+    return "rope_direction" if segment.turns(op) or segment.makes_angles(op) else "operand_sign"
+
+
+def _joined(op: OpValue, segment: Segment, change: Make) -> Iterator[Change]:
+    name = op.op.name
+    bug = "cat_order"
+    if segment.attends and (segment.makes_angles(op) or segment.turns(op)):
+        bug = "rope_axes" if name == "cat" else "rope_halves"
+    elif segment.makes_angles(op) or _of_waves(op, segment):
+        bug = "sinusoid_order"
+    yield change(bug, f"the parts of `{name}` in the other order", reversed_parts)
+    for i, k in itertools.combinations(range(4), 2):
+        yield change(bug, f"parts {i} and {k} of `{name}` exchanged", exchanged_parts(i, k))
+
+
+def _of_waves(op: OpValue, segment: Segment) -> bool:
+    """Say whether an op joins sines and cosines themselves."""
+    waves = {o.op.number for o in segment.ops if o.op.name in ("cos", "sin")}
+    return bool(op.inputs) and all(made in waves for _, made in op.inputs)
+
+
+def _with_scalar(value: float) -> Callable[[Call], Call]:
+    """Call with the first number among the arguments changed."""
+
+    def call(held: Call) -> Call:
+        args = list(held[1])
+        place = next((i for i, a in enumerate(args) if isinstance(a, (int, float)) and not isinstance(a, bool)), None)
+        if place is not None:
+            args[place] = value
+        return held[0], tuple(args), held[2]
+
+    return call
 
 
 def _always(value: float) -> Callable[[float], float]:
@@ -121,48 +198,55 @@ _NUMBERS: tuple[Callable[[float], float], ...] = (
 )  # fmt: skip
 
 
-def line_changes(ops: Sequence[OpValue], line: str) -> Iterator[Change]:
+def line_changes(ops: Sequence[OpValue], segment: Segment, generic: bool) -> Iterator[Change]:
     """List the changes of all ops of one name on one line together: what is wrong there is wrong in each of them."""
-    for together in zip(*(list(op_changes(op, line)) for op in ops), strict=False):
+    for together in zip(*(list(op_changes(op, segment, generic)) for op in ops), strict=False):
         if len({change.words for change in together}) == 1:
-            yield Change(together[0].words, (), {n: c for change in together for n, c in change.ops.items()})
+            ops_changed = {n: c for change in together for n, c in change.ops.items()}
+            yield Change(together[0].words, (), ops_changed, bug=together[0].bug)
 
 
-def bias_changes(op: OpValue, held: Mapping[str, Tensor], line: str) -> Iterator[Change]:
-    """Add the bias that a module has and an op of it does not read."""
-    for name in op.weights:
-        module = name.rpartition(".")[0]
-        bias = held.get(f"{module}.bias")
-        if bias is not None and f"{module}.bias" not in op.weights and op.op.name in ("mm", "bmm", "convolution"):
-            shape = (-1,) if op.op.name != "convolution" else (1, -1, *[1] * (held[name].dim() - 2))
-            result = _plus(bias.view(shape))
-            yield Change(f"{module}.bias added at {line}", (), {op.op.number: OpChange(op.op.name, result=result)})
+def bias_changes(op: OpValue, segment: Segment) -> Iterator[Change]:
+    """Add the bias that a module has and an op of it does not read, or leave out the one it reads."""
+    line, name = segment.line(op), op.op.name
+    if name == "addmm" and any(w.endswith("bias") for w in op.weights):
+        none = OpChange(name, with_operand(0, torch.zeros_like))
+        bias = next(w for w in op.weights if w.endswith("bias"))
+        yield Change(f"{bias} left out at {line}", (), {op.op.number: none}, bug="bias_extra")
+    for read in op.weights:
+        module = read.rpartition(".")[0]
+        held = segment.held.get(f"{module}.bias")
+        if held is not None and f"{module}.bias" not in op.weights and name in ("mm", "bmm", "convolution"):
+            shape = (-1,) if name != "convolution" else (1, -1, *[1] * (segment.held[read].dim() - 2))
+            added = OpChange(name, result=_plus(held.view(shape)))
+            yield Change(f"{module}.bias added at {line}", (), {op.op.number: added}, bug="bias_missing")
 
 
 def _plus(bias: Tensor) -> Callable[[Any], Any]:
-    return lambda out: out + bias
+    return lambda out: out + bias.to(out.dtype)
 
 
-def slice_changes(groups: Iterable[Mapping[int, tuple[Any, ...]]]) -> Iterator[Change]:
+def slice_changes(groups: Iterable[Mapping[int, tuple[Any, ...]]], bug: str) -> Iterator[Change]:
     """Exchange two slices of one shape of one tensor, in each group of such."""
     for group in groups:
         for (n, one), (m, other) in itertools.combinations(list(group.items())[:6], 2):
             places = [list(group).index(k) for k in (n, m)]
             ops = {k: OpChange("slice", with_arguments(v)) for k, v in ((n, other), (m, one))}
-            yield Change(f"parts {places[0]} and {places[1]} of {len(group)} exchanged", (), ops)
+            yield Change(f"parts {places[0]} and {places[1]} of {len(group)} exchanged", (), ops, bug=bug)
 
 
-def found_factor(op: OpValue, wanted: Tensor, line: str) -> Change:
+def found_factor(op: OpValue, wanted: Tensor, line: str, bug: str) -> Change:
     """Multiply the second operand of a segment's last addition by the number that brings its sum to what is wanted.
 
     Args:
         op: the addition.
         wanted: its right value, exact.
         line: of the op.
+        bug: what it is called.
     """
     found: list[float] = []
     words = f"the second operand of `add` times {{0:.6g}} at {line}"
-    return Change(words, (), {op.op.number: OpChange("add", with_found_factor(wanted, found))}, found)
+    return Change(words, (), {op.op.number: OpChange("add", with_found_factor(wanted, found))}, found, bug)
 
 
 def factor_changes(additions: Sequence[OpValue], groups: Iterable[Mapping[int, Any]]) -> Iterator[Change]:
@@ -174,12 +258,15 @@ def factor_changes(additions: Sequence[OpValue], groups: Iterable[Mapping[int, A
             held: list[Tensor] = []
             part = OpChange("slice", result=remembered(held))
             words = f"part {position} of {len(group)} times operand {place + 1} of `add` at {op.op.source}"
-            yield Change(words, (), {number: part, op.op.number: OpChange("add", with_factor(place, held))})
+            ops = {number: part, op.op.number: OpChange("add", with_factor(place, held))}
+            yield Change(words, (), ops, bug="gate_missing")
 
 
-def split_changes(splits: Mapping[int, tuple[str, int]]) -> Iterator[Change]:
-    """List the orders in which the parts of a tensor could have been meant."""
-    for number, (name, count) in splits.items():
+def split_changes(splits: Mapping[int, tuple[str, int]], bug: str) -> Iterator[Change]:
+    """List the orders in which the parts of a tensor could have been meant: of each, then of all taken apart alike."""
+    alike = [{n: s for n, s in splits.items() if s == kind} for kind in dict.fromkeys(splits.values())]
+    for group in [*({n: s} for n, s in splits.items()), *(g for g in alike if len(g) > 1)]:
+        (name, count), *_ = group.values()
         for i, k in itertools.combinations(range(min(count, 6)), 2):
             words = f"parts {i} and {k} of {count} exchanged"
-            yield Change(words, (), {number: OpChange(name, result=exchanged(i, k))})
+            yield Change(words, (), {n: OpChange(name, result=exchanged(i, k)) for n in group}, bug=bug)

@@ -24,7 +24,7 @@ def target_of(draw: Draw, tap: Tap) -> Target:
     valid = None if tap.valid is None else mask_of(tap, draw.inputs, r)
     wide = any(key.endswith("float64") for key in draw.native.segment_before(tap.name))
     native = aligned(tap, draw.native.values[tap.name].low, r.shape)
-    return Target(tap.name, native, valid, tap.has_attention, wide)
+    return Target(tap.name, native, valid, tap.has_attention, wide, tap.kind)
 
 
 def low_dtype(draw: Draw) -> torch.dtype:

@@ -19,14 +19,20 @@ def parameter_changes(names: Sequence[str], held: Mapping[str, Tensor], heads: i
         held: all of the model's.
         heads: of attention, 0 where unknown.
     """
-    yield from _swapped(names, held)
+    yield from exchanged_modules(names, held)
+    yield from other_forms(names, held, heads)
+
+
+def other_forms(names: Sequence[str], held: Mapping[str, Tensor], heads: int = 0) -> Iterator[Change]:
+    """List other forms of the parameters a segment reads: transposed, reordered, scaled."""
     for name in names:
         p = held[name]
-        for words, new in _forms(p, heads):
-            yield Change(f"{name} {words}", ((p, new),))
+        for bug, words, new in _forms(p, heads):
+            yield Change(f"{name} {words}", ((p, new),), bug=bug)
 
 
-def _swapped(names: Sequence[str], held: Mapping[str, Tensor]) -> Iterator[Change]:
+def exchanged_modules(names: Sequence[str], held: Mapping[str, Tensor]) -> Iterator[Change]:
+    """Exchange two modules of a block, or one with its like of a neighbouring block."""
     modules = list(dict.fromkeys(n.rpartition(".")[0] for n in names))
     own = {m: {n.rpartition(".")[2]: p for n, p in held.items() if n.rpartition(".")[0] == m} for m in modules}
     done: set[frozenset[str]] = set()
@@ -37,7 +43,7 @@ def _swapped(names: Sequence[str], held: Mapping[str, Tensor]) -> Iterator[Chang
         done.add(frozenset((one, other)))
         pairs = [(mine[k], theirs[k]) for k in mine]
         instead = [(a, b.detach().clone()) for a, b in (*pairs, *((b, a) for a, b in pairs))]
-        yield Change(f"{one} and {other} exchanged", tuple(instead))
+        yield Change(f"{one} and {other} exchanged", tuple(instead), bug="modules_exchanged")
 
 
 def _same_block(module: str, held: Mapping[str, Tensor]) -> list[str]:
@@ -57,27 +63,28 @@ def _alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     }
 
 
-def _forms(p: Tensor, heads: int) -> Iterator[tuple[str, Tensor]]:
-    """List other forms of a parameter, each in its shape."""
+def _forms(p: Tensor, heads: int) -> Iterator[tuple[str, str, Tensor]]:
+    """List other forms of a parameter, each in its shape, with what having it so is called."""
     p = p.detach()
     if p.dim() == 2 and p.shape[0] == p.shape[1]:
-        yield "transposed", p.t().contiguous()
+        yield "weights_transposed", "transposed", p.t().contiguous()
     if p.dim() == 1:
-        yield "plus 1", p + 1
-        yield "less 1", p - 1
+        yield "weights_shifted", "plus 1", p + 1
+        yield "weights_shifted", "less 1", p - 1
     for dim in range(min(p.dim(), 2)):
         size, axis = p.shape[dim], ("rows" if p.dim() > 1 else "values", "columns")[dim]
         for parts in (2, 3, 6):
             if size % parts == 0 and size > parts:
-                yield f"with its {parts} chunks of {axis} reversed", torch.cat(p.chunk(parts, dim)[::-1], dim)
+                reversed_chunks = torch.cat(p.chunk(parts, dim)[::-1], dim)
+                yield "weights_order", f"with its {parts} chunks of {axis} reversed", reversed_chunks
         if size % 2 == 0 and size > 2:
             pairs = p.unflatten(dim, (2, size // 2)).transpose(dim, dim + 1).flatten(dim, dim + 1)
-            yield f"with its halves of {axis} interleaved", pairs
+            yield "weights_order", f"with its halves of {axis} interleaved", pairs
             halves = p.unflatten(dim, (size // 2, 2)).transpose(dim, dim + 1).flatten(dim, dim + 1)
-            yield f"with its pairs of {axis} taken apart into halves", halves
+            yield "weights_order", f"with its pairs of {axis} taken apart into halves", halves
         if heads > 1 and size % heads == 0:
             each = size // heads
-            yield from ((f"rolled by {s} heads of {axis}", p.roll(s * each, dim)) for s in (1, -1))
+            yield from (("head_order", f"rolled by {s} heads of {axis}", p.roll(s * each, dim)) for s in (1, -1))
             within = p.unflatten(dim, (each, heads)).transpose(dim, dim + 1).flatten(dim, dim + 1)
-            yield f"with {axis} ordered by head first", within
-    yield from ((f"times {c:g}", p * c) for c in (-1.0, 2.0, 0.5))
+            yield "head_order", f"with {axis} ordered by head first", within
+    yield from (("weights_scaled", f"times {c:g}", p * c) for c in (-1.0, 2.0, 0.5))

@@ -38,12 +38,15 @@ class Change:
     Args:
         words: what is done. parameters: for some parameters, what stands for them, in their shape and dtype.
         ops: by op number, what is called instead. found: numbers for the words, found when it runs.
+        bug: the kind of bug it undoes, "" where it has no name. roots: tensors that the changed calls bring along.
     """
 
     words: str
     parameters: tuple[tuple[Tensor, Tensor], ...] = ()
     ops: Mapping[int, OpChange] = field(default_factory=dict)
     found: list[float] = field(default_factory=list)
+    bug: str = ""
+    roots: tuple[Tensor, ...] = ()
 
     def said(self) -> str:
         """Say what is done, with the numbers that were found while it ran."""

@@ -15,11 +15,12 @@ from parity.execution.ops import OpNumbers, OpTracer
 from parity.execution.rules import Rule, rule_of
 from parity.execution.storage import bits, is_float
 
-Kind = Literal["round", "low", "keep", "split"]
+Kind = Literal["round", "low", "keep", "split", "tf32"]
 """round: the output is rounded. low: the op runs in the lower dtype. keep: its output is not rounded before the next op
-reads it. split: a bias is added in a second op."""
+reads it. split: a bias is added in a second op. tf32: a product rounds its float32 operands to 10 bits."""
 
-KINDS: tuple[Kind, ...] = ("low", "round", "keep", "split")
+KINDS: tuple[Kind, ...] = ("low", "round", "keep", "split", "tf32")
+PRODUCTS = frozenset({"addmm", "mm", "bmm", "baddbmm", "convolution"})
 _WIDER = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.float32: torch.float64}
 _BIASED = frozenset({"addmm", "convolution"})
 _WHOLE_KERNELS = ("_scaled_dot_product", "_flash_attention", "_efficient_attention")
@@ -101,8 +102,25 @@ class EditedForward(OpNumbers):
                 self._kept[target] = high
         elif edit.kind == "low":
             target.copy_(_first(_run(func, to_dtype(args, edit.dtype), to_dtype(kwargs, edit.dtype), rule)))
+        elif edit.kind == "tf32":
+            target.copy_(_first(func(*_pytree.tree_map(_to_tf32, args), **kwargs)))
         else:
             target.copy_(split_bias(rule, args, kwargs, func))
+
+
+def to_tf32(value: Tensor) -> Tensor:
+    """Round float32 to the 10 explicit bits that TF32 keeps, to nearest.
+
+    By a split that leaves a wider shadow as it is.
+    """
+    scaled = value * 8193.0
+    return scaled - (scaled - value)
+
+
+def _to_tf32(held: Any) -> Any:
+    """Round a matrix; a bias is added in float32."""
+    matrix = isinstance(held, Tensor) and held.dtype == torch.float32 and held.dim() > 1
+    return to_tf32(held) if matrix else held
 
 
 def _tensors(held: Any) -> list[Tensor]:
@@ -184,6 +202,8 @@ class EditTracer(OpTracer):
             if self._rounds(rule, func, args, kwargs, out) or (self.trace.ops[number].inputs & self._keepable):
                 kinds.add("keep")
                 self._keepable |= 1 << number
+            if rule.short in PRODUCTS and out.dtype == torch.float32:
+                kinds.add("tf32")
             if rule.short in _BIASED and bits(out.dtype) <= bits(self.low) and _bias_of(rule, args) is not None:
                 kinds.add("split")
         self.possible[number] = frozenset(kinds)

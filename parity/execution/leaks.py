@@ -47,6 +47,8 @@ class LeakWatch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        # Below the dispatcher autocast has done its work and is off.
+        self._shadow.autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
         if func is Tensor.__setitem__ and isinstance(args[2], (int, float)):
             with self._shadow.number(float(args[2])):
                 return func(*args, **kwargs)

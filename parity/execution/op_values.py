@@ -159,7 +159,7 @@ class OpShadow(Shadow):
             value=self._fingerprint(out),
             inputs=read,
             holds_low=wide and any(torch.equal(out, out.to(d).to(out.dtype)) for d in (torch.bfloat16, torch.float16)),
-            autocast=torch.is_autocast_enabled(out.device.type),
+            autocast=self.autocast,
             weights=weights,
             scalars=scalars,
         )

@@ -16,7 +16,7 @@ from parity.execution.memory import leaves
 from parity.execution.rules import Rule, rule_of
 from parity.execution.storage import is_float
 
-_NOT_MODELS = ("/torch/", "parity/execution/", "<frozen")
+_NOT_MODELS = ("/torch/", "parity/execution/", "parity/diagnose/", "<frozen")
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ class Shadow(ShadowBinder, TorchDispatchMode):
         self._segment: Counter[str] = self.dtypes.setdefault("", Counter())
         self.ops = 0
         self.exact_above = exact_above
+        self.autocast = False
         self._watch = LeakWatch(self)
 
     def __enter__(self) -> Shadow:

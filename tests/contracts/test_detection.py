@@ -12,6 +12,7 @@ import torch
 
 from fixtures.pairs.longcat import PAIR, inputs_of
 from fixtures.plants import PLANTS, Plant
+from fixtures.plants_named import NAMED
 from parity.loaded import LoadedSide
 from parity.numerics.verdict import VerdictClass
 from parity.pair import Build
@@ -43,6 +44,12 @@ def expressible(kind: str) -> list[Any]:
     return [pytest.param(p, d, id=f"{p.name}-{str(d).removeprefix('torch.')}") for p, d in cases]
 
 
+def named(result: StateResult) -> str:
+    """The signature that is named first where a bug first shows."""
+    found = result.explained.signatures.get(result.first_different or "", [])
+    return found[0][0] if found else ""
+
+
 @pytest.mark.parametrize(("plant", "dtype"), expressible("logic"))
 def test_logic_bugs_fail_where_they_first_show(run: Run, plant: Plant, dtype: torch.dtype) -> None:
     result = run(plant.name, dtype)
@@ -50,6 +57,7 @@ def test_logic_bugs_fail_where_they_first_show(run: Run, plant: Plant, dtype: to
     assert result.facts[result.first_different].kind == plant.expect
     assert result.judged[result.first_different].logic
     assert result.judged[result.first_different].fails
+    assert named(result) in NAMED[plant.name]
 
 
 @pytest.mark.parametrize(("plant", "dtype"), expressible("precision"))
@@ -59,6 +67,7 @@ def test_other_roundings_are_found_where_they_first_show(run: Run, plant: Plant,
     assert result.facts[result.first_different].kind == plant.expect
     assert not result.judged[result.first_different].logic
     assert result.explained.nearest[result.first_different].explains
+    assert named(result) in NAMED[plant.name]
 
 
 @pytest.mark.parametrize(("plant", "dtype"), expressible("benign"))

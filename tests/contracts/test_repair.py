@@ -44,6 +44,9 @@ NAMED = [
     ("scale_without_one", "`(1 + second)` for the second factor of `mul`"),
     ("rope_q_offset", "no 1 in `add`"),
     ("rope_axes", "parts 1 and 2 of `cat` exchanged"),
+    ("rope_halves", "the channels of each head paired as neighbours"),
+    ("q_norm_missing", "blocks.0.self_attn.q_norm behind `addmm`"),
+    ("text_mask_ignored", "the mask `text_mask` on the keys"),
     ("softmax_scale", "the softmax scale head_dim^-0.5"),
     ("gate_omitted", "part 2 of 6 times operand 2 of `add`"),
     ("bias_dropped", "blocks.1.self_attn.to_out.bias added"),
@@ -104,10 +107,14 @@ def test_a_scale_of_an_adapter_is_found() -> None:
     assert repaired(result).words.startswith("the second operand of `add` times 2 at ")
 
 
-def test_what_no_change_repairs_is_left_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = ran(PLANTS["q_norm_missing"].apply(BASE))
-    assert result.explained.repairs == {}
-    assert result.explained.places["block0.self_attn"].reference is not None
+def test_a_layer_without_its_adapter_is_found() -> None:
+    pair = PLANTS["lora_layer_missed"].apply(BASE)
+    result = run_state(PairSession(pair, Build(dtype=torch.float32)), True, Options(singles=0))
+    assert repaired(result).words == "the LoRA applied to blocks.1.self_attn.to_q"
+
+
+def test_what_no_change_repairs_is_left_without() -> None:
+    assert ran(PLANTS["patch_order"].apply(BASE)).explained.repairs == {}
 
 
 def test_a_healthy_pair_is_not_repaired() -> None:

@@ -24,4 +24,4 @@ def plant(value: Tensor, upstream: Tensor) -> Tensor:
     return value + upstream
 
 
-SIGNATURE = signature("added", 6, detect, plant)
+SIGNATURE = signature("added", "value", 6, detect, plant)

@@ -25,4 +25,4 @@ def plant(value: Tensor, upstream: Tensor) -> Tensor:
     return value * 0.5 + 0.5
 
 
-SIGNATURE = signature("affine", 2, detect, plant)
+SIGNATURE = signature("affine", "value", 2, detect, plant)

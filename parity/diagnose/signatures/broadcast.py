@@ -20,4 +20,4 @@ def plant(value: Tensor, upstream: Tensor) -> Tensor:
     return value[..., :1, :].expand_as(value).contiguous()
 
 
-SIGNATURE = signature("broadcast", 2, detect, plant)
+SIGNATURE = signature("broadcast", "value", 2, detect, plant)

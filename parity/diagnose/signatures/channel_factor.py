@@ -23,4 +23,4 @@ def plant(value: Tensor, upstream: Tensor) -> Tensor:
     return value * torch.linspace(0.4, 1.7, value.shape[-1], dtype=value.dtype, device=value.device)
 
 
-SIGNATURE = signature("channel_factor", 11, detect, plant)
+SIGNATURE = signature("channel_factor", "value", 11, detect, plant)

@@ -22,4 +22,4 @@ def plant(value: Tensor, upstream: Tensor) -> Tensor:
     return value + torch.linspace(-1.0, 1.3, value.shape[-1], dtype=value.dtype, device=value.device)
 
 
-SIGNATURE = signature("channel_offset", 10, detect, plant)
+SIGNATURE = signature("channel_offset", "value", 10, detect, plant)

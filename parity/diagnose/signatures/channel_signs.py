@@ -25,4 +25,4 @@ def plant(value: Tensor, upstream: Tensor) -> Tensor:
     return value * signs
 
 
-SIGNATURE = signature("channel_signs", 5, detect, plant)
+SIGNATURE = signature("channel_signs", "value", 5, detect, plant)

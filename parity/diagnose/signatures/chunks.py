@@ -24,4 +24,4 @@ def plant(value: Tensor, upstream: Tensor) -> Tensor:
     return torch.cat(value.chunk(2, -1)[::-1], -1)
 
 
-SIGNATURE = signature("chunks", 3, detect, plant)
+SIGNATURE = signature("chunks", "value", 3, detect, plant)

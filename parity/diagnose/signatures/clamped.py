@@ -19,4 +19,4 @@ def plant(value: Tensor, upstream: Tensor) -> Tensor:
     return value.clamp(-0.7, 0.9)
 
 
-SIGNATURE = signature("clamped", 3, detect, plant)
+SIGNATURE = signature("clamped", "value", 3, detect, plant)

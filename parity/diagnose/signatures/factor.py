@@ -20,4 +20,4 @@ def plant(value: Tensor, upstream: Tensor) -> Tensor:
     return value * 2
 
 
-SIGNATURE = signature("factor", 1, detect, plant)
+SIGNATURE = signature("factor", "value", 1, detect, plant)

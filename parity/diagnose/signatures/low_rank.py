@@ -25,4 +25,4 @@ def plant(value: Tensor, upstream: Tensor) -> Tensor:
     return value + 0.3 * (value @ first).unsqueeze(-1) * first.cos()
 
 
-SIGNATURE = signature("low_rank", 32, detect, plant)
+SIGNATURE = signature("low_rank", "value", 32, detect, plant)

@@ -18,4 +18,4 @@ def plant(value: Tensor, upstream: Tensor) -> Tensor:
     return value + 0.5
 
 
-SIGNATURE = signature("offset", 1, detect, plant)
+SIGNATURE = signature("offset", "value", 1, detect, plant)

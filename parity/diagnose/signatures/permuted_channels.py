@@ -21,4 +21,4 @@ def plant(value: Tensor, upstream: Tensor) -> Tensor:
     return value[..., order.to(value.device)]
 
 
-SIGNATURE = signature("permuted_channels", 20, detect, plant)
+SIGNATURE = signature("permuted_channels", "value", 20, detect, plant)

@@ -21,4 +21,4 @@ def plant(value: Tensor, upstream: Tensor) -> Tensor:
     return value[..., order.to(value.device), :]
 
 
-SIGNATURE = signature("permuted_tokens", 20, detect, plant)
+SIGNATURE = signature("permuted_tokens", "value", 20, detect, plant)

@@ -27,4 +27,4 @@ def plant(value: Tensor, upstream: Tensor) -> Tensor:
     return regrouped(value, value.shape[-1] // 2)
 
 
-SIGNATURE = signature("regrouped", 4, detect, plant)
+SIGNATURE = signature("regrouped", "value", 4, detect, plant)

@@ -20,4 +20,4 @@ def plant(value: Tensor, upstream: Tensor) -> Tensor:
     return value.flip(-2)
 
 
-SIGNATURE = signature("reversed_axis", 2, detect, plant)
+SIGNATURE = signature("reversed_axis", "value", 2, detect, plant)

@@ -21,4 +21,4 @@ def plant(value: Tensor, upstream: Tensor) -> Tensor:
     return value.roll(1, -2)
 
 
-SIGNATURE = signature("rolled", 3, detect, plant)
+SIGNATURE = signature("rolled", "value", 3, detect, plant)

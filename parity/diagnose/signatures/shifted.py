@@ -26,4 +26,4 @@ def plant(value: Tensor, upstream: Tensor) -> Tensor:
     return value.narrow(-2, 0, tokens - 1)[..., [0, *range(tokens - 1)], :]
 
 
-SIGNATURE = signature("shifted", 4, detect, plant)
+SIGNATURE = signature("shifted", "value", 4, detect, plant)

@@ -17,4 +17,4 @@ def plant(value: Tensor, upstream: Tensor) -> Tensor:
     return -value
 
 
-SIGNATURE = signature("sign", 0, detect, plant)
+SIGNATURE = signature("sign", "value", 0, detect, plant)

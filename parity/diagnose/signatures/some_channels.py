@@ -25,4 +25,4 @@ def plant(value: Tensor, upstream: Tensor) -> Tensor:
     return spoilt
 
 
-SIGNATURE = signature("some_channels", 31, detect, plant)
+SIGNATURE = signature("some_channels", "value", 31, detect, plant)

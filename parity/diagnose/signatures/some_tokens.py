@@ -25,4 +25,4 @@ def plant(value: Tensor, upstream: Tensor) -> Tensor:
     return spoilt
 
 
-SIGNATURE = signature("some_tokens", 30, detect, plant)
+SIGNATURE = signature("some_tokens", "value", 30, detect, plant)

@@ -19,4 +19,4 @@ def plant(value: Tensor, upstream: Tensor) -> Tensor:
     return upstream.clone()
 
 
-SIGNATURE = signature("taken", 1, detect, plant)
+SIGNATURE = signature("taken", "value", 1, detect, plant)

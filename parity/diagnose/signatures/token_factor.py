@@ -22,4 +22,4 @@ def plant(value: Tensor, upstream: Tensor) -> Tensor:
     return value / value.square().mean(-1, keepdim=True).sqrt()
 
 
-SIGNATURE = signature("token_factor", 12, detect, plant)
+SIGNATURE = signature("token_factor", "value", 12, detect, plant)

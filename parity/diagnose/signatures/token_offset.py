@@ -21,4 +21,4 @@ def plant(value: Tensor, upstream: Tensor) -> Tensor:
     return value - value.mean(-1, keepdim=True)
 
 
-SIGNATURE = signature("token_offset", 12, detect, plant)
+SIGNATURE = signature("token_offset", "value", 12, detect, plant)

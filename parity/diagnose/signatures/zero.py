@@ -17,4 +17,4 @@ def plant(value: Tensor, upstream: Tensor) -> Tensor:
     return value * 0
 
 
-SIGNATURE = signature("zero", 0, detect, plant)
+SIGNATURE = signature("zero", "value", 0, detect, plant)

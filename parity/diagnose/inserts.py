@@ -1,0 +1,310 @@
+"""What a native could have left out: a norm, an activation, an order of channels, a mask, an adapter's layer."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from parity.diagnose.repairs import ACTIVATIONS
+from parity.diagnose.segment import Segment, by_line
+from parity.execution.changes import Call, Change, OpChange
+from parity.execution.op_values import OpValue
+from parity.lora.adapter import LoraAdapter, LoraTarget
+
+_MOST = 8
+Result = Callable[[Any], Any]
+_OF_NORMS = frozenset({"rsqrt", "mean", "native_layer_norm", "_fused_rms_norm", "var"})
+_OF_ACTIVATIONS = frozenset({"gelu", "silu", "relu", "sigmoid", "tanh", "erf"})
+
+
+def never_run(segment: Segment) -> Iterator[Change]:
+    """List the norms that the native has and never runs, behind the last values both sides have."""
+    for words, norm in _own_norms(segment):
+        for op in segment.boundary[-_MOST:]:
+            yield _behind([op], segment, "norm_missing", words, norm)
+
+
+def inserted(segment: Segment) -> Iterator[Change]:
+    """List the steps without parameters that could be missing behind the last values both sides have."""
+    theirs = {op.op.name for op in segment.their_region}
+    steps = [("norm_missing", *norm) for norm in _plain_norms(segment)] if theirs & _OF_NORMS else []
+    if theirs & _OF_ACTIVATIONS:
+        steps += [("activation_missing", words, _calling(*call)) for words, call in ACTIVATIONS.items()]
+    for bug, words, step in steps:
+        for op in segment.boundary[-_MOST:]:
+            yield _behind([op], segment, bug, words, step)
+
+
+def _calling(func: Any, args: Any, kwargs: Any) -> Result:
+    return lambda out: func(out, *args, **kwargs)
+
+
+def _behind(ops: Sequence[OpValue], segment: Segment, bug: str, words: str, result: Result) -> Change:
+    changes = {op.op.number: OpChange(op.op.name, result=result) for op in ops}
+    return Change(f"{words} behind `{ops[0].op.name}` at {segment.line(ops[0])}", (), changes, bug=bug)
+
+
+def _own_norms(segment: Segment) -> Iterator[tuple[str, Result]]:
+    modules = dict(segment.model.named_modules())
+    blocks = {_block(name) for name in segment.read}
+    for path in dict.fromkeys(name.rpartition(".")[0] for name in segment.unread):
+        module = modules.get(path)
+        if module is not None and _block(path + ".") in blocks and all(p.dim() == 1 for p in module.parameters()):
+            yield path, _by_module(module)
+
+
+def _plain_norms(segment: Segment) -> Iterator[tuple[str, Result]]:
+    for eps in segment.small_numbers or [1e-6]:
+        yield f"an RMS norm with eps {eps:g}", _rms(eps)
+        yield f"a layer norm with eps {eps:g}", _layer_norm(eps)
+
+
+def _rms(eps: float) -> Result:
+    return lambda out: out * (out.pow(2).mean(-1, keepdim=True) + eps).rsqrt()
+
+
+def _layer_norm(eps: float) -> Result:
+    return lambda out: F.layer_norm(out, out.shape[-1:], eps=eps)
+
+
+def _by_module(module: nn.Module) -> Result:
+    """Run a norm on a value whose last dim it is for, or is several of."""
+    width = next(iter(module.parameters())).numel()
+
+    def result(out: Tensor) -> Tensor:
+        if out.shape[-1] % width:
+            raise RuntimeError("the norm is for another width")
+        parts = out.unflatten(-1, (-1, width))
+        made = type(module).forward(module, parts if out.shape[-1] != width else out)
+        made = made[0] if isinstance(made, tuple) else made
+        whole: Tensor = made.reshape(out.shape).to(out.dtype)
+        return whole
+
+    return result
+
+
+def _block(name: str) -> str:
+    head, _, rest = name.partition(".")
+    number = rest.partition(".")[0]
+    return f"{head}.{number}" if number.isdigit() else head
+
+
+# --- the order of channels that a rotation takes ----------------------------------------------------------------------
+
+
+def turned(segment: Segment) -> Iterator[Change]:
+    """List other pairings of the channels that a rotation turns: halves for neighbours, neighbours for halves."""
+    if not segment.attends:
+        return
+    groups = by_line(segment.boundary)
+    same = [[*a, *b] for a, b in itertools.combinations(groups[:6], 2) if _alike(a[0], b[0])]
+    for ops in [*(g for g in groups if len(g) > 1), *same, *(g for g in groups if len(g) == 1)]:
+        for words, order in (("halves", _to_halves), ("neighbours", _to_neighbours)):
+            said = f"the channels of each head paired as {'neighbours' if words == 'halves' else 'halves'}"
+            yield _behind(ops, segment, "rope_halves", said, _per_head(order, segment.tap.heads))
+
+
+def _alike(one: OpValue, other: OpValue) -> bool:
+    return one.value is not None and other.value is not None and one.value.elements == other.value.elements
+
+
+def _to_halves(x: Tensor) -> Tensor:
+    return torch.unflatten(x, -1, (-1, 2)).transpose(-2, -1).flatten(-2)
+
+
+def _to_neighbours(x: Tensor) -> Tensor:
+    return torch.unflatten(x, -1, (2, -1)).transpose(-2, -1).flatten(-2)
+
+
+def _per_head(order: Callable[[Tensor], Tensor], heads: int) -> Result:
+    def result(out: Tensor) -> Tensor:
+        if heads > 1 and out.dim() < 4 and out.shape[-1] % (2 * heads) == 0:
+            return order(out.unflatten(-1, (heads, -1))).flatten(-2).contiguous()
+        return order(out).contiguous()
+
+    return result
+
+
+# --- masks among the inputs -------------------------------------------------------------------------------------------
+
+
+def masked(segment: Segment) -> Iterator[Change]:
+    """List the masks among the inputs that attention could have been meant to take, and text be zeroed by."""
+    masks = {n: v for n, v in segment.inputs.items() if isinstance(v, Tensor) and _is_mask(v)}
+    kernels = [op for op in segment.ops if op.op.name.startswith(("_scaled_dot_product", "_softmax", "_safe_softmax"))]
+    for name, mask in masks.items():
+        for op in kernels:
+            fused = op.op.name.startswith("_scaled")
+            call = _attending(mask) if fused else _scoring(mask)
+            words = f"the mask `{name}` on the keys of `{op.op.name}` at {segment.line(op)}"
+            yield Change(words, (), {op.op.number: OpChange(op.op.name, call)}, bug="mask_ignored", roots=(mask,))
+    for name, mask in masks.items():
+        ops = [op for op in (*segment.boundary, *segment.region) if op.value is not None]
+        for op in ops[:_MOST]:
+            words = f"what `{name}` leaves out set to 0"
+            yield _behind([op], segment, "padding_kept", words, _zeroed(mask))
+
+
+def _is_mask(value: Tensor) -> bool:
+    if value.dim() not in (2, 3) or not value.numel() or value.is_complex():
+        return False
+    return value.dtype == torch.bool or bool(((value == 0) | (value == 1)).all())
+
+
+def _rows(mask: Tensor, batch: int, length: int) -> Tensor:
+    """Return a mask as [B, L], bool; a mask of one row or of fewer samples than the batch is repeated."""
+    rows = mask.reshape(-1, mask.shape[-1]).bool()
+    if rows.shape[-1] != length or batch % len(rows) or not bool(rows.any(-1).all()) or bool(rows.all()):
+        raise RuntimeError("the mask is for other keys")
+    return rows.repeat(batch // len(rows), 1)
+
+
+def _attending(mask: Tensor) -> Callable[[Call], Call]:
+    def call(held: Call) -> Call:
+        q, k = held[1][0], held[1][1]
+        keep = _rows(mask, q.shape[0], k.shape[-2])[:, None, None, :]
+        bias = torch.zeros(keep.shape, dtype=q.dtype, device=q.device).masked_fill_(~keep, -math.inf)
+        # A CPU kernel wants the mask as a keyword, the others as the argument behind the values.
+        return held[0], held[1], {**held[2], "attn_mask": bias.expand(*q.shape[:-1], k.shape[-2])}
+
+    return call
+
+
+def _scoring(mask: Tensor) -> Callable[[Call], Call]:
+    def call(held: Call) -> Call:
+        scores = held[1][0]
+        keep = _rows(mask, scores.shape[0], scores.shape[-1]).view(-1, *[1] * (scores.dim() - 2), scores.shape[-1])
+        least = torch.finfo(scores.dtype).min
+        return held[0], (scores.masked_fill(~keep, least), *held[1][1:]), held[2]
+
+    return call
+
+
+def _zeroed(mask: Tensor) -> Result:
+    def result(out: Tensor) -> Tensor:
+        keep = mask.bool().reshape(-1, mask.shape[-1])
+        flat = keep.reshape(-1)
+        if out.dim() >= 3 and out.shape[:2] == keep.shape:
+            return out.masked_fill(~keep.view(*keep.shape, *[1] * (out.dim() - 2)), 0.0)
+        if out.dim() == 2 and len(out) == len(flat):
+            return out.masked_fill(~flat[:, None], 0.0)
+        raise RuntimeError("the mask is for another value")
+
+    return result
+
+
+# --- parameters that are not read, adapters that are not applied ------------------------------------------------------
+
+
+def instead(segment: Segment) -> Iterator[Change]:
+    """Read a parameter that no op reads in the place of one of its shape: one norm used for two."""
+    for op in segment.region:
+        for read in op.weights:
+            others = [u for u in segment.unread if _block(u) == _block(read)]
+            for other in (o for o in others if segment.held[o].shape == segment.held[read].shape):
+                call = _reading(segment.held[read], segment.held[other])
+                words = f"{other} read instead of {read} at {segment.line(op)}"
+                yield Change(words, (), {op.op.number: OpChange(op.op.name, call)}, bug="parameter_shared")
+
+
+def _reading(old: Tensor, new: Tensor) -> Callable[[Call], Call]:
+    def swap(held: Any) -> Any:
+        same = isinstance(held, Tensor) and held.data_ptr() == old.data_ptr() and held.numel() == old.numel()
+        return new.reshape(held.shape).to(held.dtype) if same else held
+
+    return lambda call: (call[0], tuple(swap(a) for a in call[1]), {k: swap(v) for k, v in call[2].items()})
+
+
+def adapted(segment: Segment, adapter: LoraAdapter | None) -> Iterator[Change]:
+    """Add what an adapter does to layers of the segment: where it is missing, or as often as a wrong scale lacks."""
+    if adapter is None:
+        return
+    found = {path: op for op in segment.ops for path in _paths(op) if path in adapter.targets and _is_matmul(op)}
+    if not found:
+        return
+    alone: list[tuple[str, ...]] = [(path,) for path in found]
+    for words, bug, share in _SHARES:
+        for paths in (*alone, *([tuple(found)] if len(found) > 1 else [])):
+            yield _adapted(segment, found, paths, adapter, words, bug, share)
+    for one, other in itertools.combinations(found, 2):
+        a, b = adapter.targets[one], adapter.targets[other]
+        if (a.A.shape, a.B.shape) == (b.A.shape, b.B.shape):
+            yield _exchanged(segment, found, (one, a), (other, b))
+
+
+Layer = tuple[str, LoraTarget]
+
+
+def _exchanged(segment: Segment, found: dict[str, OpValue], one: Layer, other: Layer) -> Change:
+    """Give two layers each other's LoRA."""
+    ops, roots = {}, []
+    for (path, own), (_, foreign) in ((one, other), (other, one)):
+        mine, theirs = (_stored(segment, path, target) for target in (own, foreign))
+        roots += [*mine, *theirs]
+        less = _with_delta(*theirs, -foreign.scaling)
+        more = _with_delta(*mine, own.scaling)
+        ops[found[path].op.number] = OpChange(found[path].op.name, _both(more, less))
+    words = f"the LoRA of {one[0]} and of {other[0]} exchanged"
+    return Change(words, (), ops, bug="lora_exchanged", roots=tuple(roots))
+
+
+def _both(one: Callable[[Call], Call], other: Callable[[Call], Call]) -> Callable[[Call], Call]:
+    return lambda call: other(one(call))
+
+
+def _stored(segment: Segment, path: str, target: LoraTarget) -> tuple[Tensor, Tensor]:
+    """Return A and B as they are stored when they are applied: in the weight's dtype."""
+    weight = segment.held[f"{path}.weight"]
+    return target.A.to(weight.device, weight.dtype), target.B.to(weight.device, weight.dtype)
+
+
+_SHARES: tuple[tuple[str, str, Callable[[LoraTarget], float]], ...] = (
+    ("the LoRA applied to {}", "lora_missing", lambda t: 1.0),
+    ("the scale of the LoRA on {}, not 1", "lora_scale", lambda t: 1 - 1 / t.scaling if t.scaling else 0.0),
+    ("alpha / sqrt(r) for alpha / r in the LoRA on {}", "lora_scale", lambda t: 1 - t.rank**-0.5),
+    ("alpha / r for alpha / sqrt(r) in the LoRA on {}", "lora_scale", lambda t: 1 - t.rank**0.5),
+    ("the LoRA on {} applied once, not twice", "lora_scale", lambda t: -1.0),
+)
+
+
+def _adapted(
+    segment: Segment, found: dict[str, OpValue], paths: Sequence[str], adapter: LoraAdapter, words: str, bug: str,
+    share: Callable[[LoraTarget], float],
+) -> Change:  # fmt: skip
+    ops, roots = {}, []
+    for path in paths:
+        op, target = found[path], adapter.targets[path]
+        A, B = _stored(segment, path, target)
+        roots += [A, B]
+        ops[op.op.number] = OpChange(op.op.name, _with_delta(A, B, target.scaling * share(target)))
+    named = paths[0] if len(paths) == 1 else f"{len(paths)} layers"
+    return Change(words.format(named), (), ops, bug=bug, roots=tuple(roots))
+
+
+def _with_delta(A: Tensor, B: Tensor, scale: float) -> Callable[[Call], Call]:
+    def call(held: Call) -> Call:
+        func = held[0]
+
+        def summed(*args: Any, **kwargs: Any) -> Tensor:
+            x = args[1] if len(args) > 2 else args[0]
+            low = F.linear(F.linear(x.to(A.dtype), A), B) * scale
+            out: Tensor = func(*args, **kwargs)
+            return out + low.to(out.dtype)
+
+        return summed, held[1], held[2]
+
+    return call
+
+
+def _paths(op: OpValue) -> list[str]:
+    return [w.removesuffix(".weight") for w in op.weights if w.endswith(".weight")]
+
+
+def _is_matmul(op: OpValue) -> bool:
+    return op.op.name in ("addmm", "mm")

@@ -1,0 +1,133 @@
+"""Differences named: signatures recognised at the taps of one draw, by their values and by what was found of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parity.diagnose.explained import Explained
+from parity.diagnose.signature import Found, HeldWeight, Seen, recognised
+from parity.draws import Draw, aligned
+from parity.execution.passes import mask_of
+from parity.execution.tap import Tap
+from parity.numerics.verdict import Judged
+from parity.weights.load import WeightComparison, tensors_of
+from parity.weights.plan import KeyPlan
+
+
+def name_bugs(
+    draw: Draw, judged: Mapping[str, Judged], explained: Explained, held: HeldWeights | None
+) -> dict[str, list[tuple[str, str]]]:
+    """Name the bugs that differences are.
+
+    Args:
+        draw: the draw.
+        judged: its verdicts.
+        explained: what was found of them.
+        held: the native's weights; None where its model is not here.
+    """
+    taps = {t.name: t for t in draw.session.taps if t.name in judged}
+    named = {}
+    for name, verdict in judged.items():
+        if verdict.different:
+            found = _found(explained, taps[name], draw, verdict, held)
+            if names := recognised(_seen(draw, taps[name], list(taps.values()), found)):
+                named[name] = names
+    return named
+
+
+def _found(explained: Explained, tap: Tap, draw: Draw, verdict: Judged, held: HeldWeights | None) -> Found:
+    return Found(
+        attention=tap.has_attention,
+        lora=draw.of.lora,
+        heads=tap.heads,
+        logic=verdict.logic,
+        repair=explained.repairs.get(tap.name),
+        nearest=explained.nearest.get(tap.name),
+        place=explained.places.get(tap.name),
+        weights=() if held is None else tuple(held.of(w) for w in explained.wrong.get(tap.name, ())),
+    )
+
+
+class HeldWeights:
+    """Weights that are not what they should be, with what they should be; a key map is only read where there are such.
+
+    Args:
+        draw: the draw whose native's weights they are.
+    """
+
+    def __init__(self, draw: Draw) -> None:
+        self._session: Any = draw.session
+        self._draw = draw
+        self._known: dict[str, HeldWeight] = {}
+
+    def of(self, wrong: WeightComparison) -> HeldWeight:
+        """Return a wrong weight, with what it should be."""
+        name = wrong.native_key
+        if name not in self._known:
+            held = self._held[name]
+            expected = self._plan.native_tensor(name, self._source).to(held.device)
+            self._known[name] = HeldWeight(name, held, expected, wrong.swapped_with or self._elsewhere(name, held))
+        return self._known[name]
+
+    def _elsewhere(self, name: str, held: Tensor) -> str | None:
+        """Name the tensor of another block whose values a weight holds."""
+        others = (k for k in self._held if k != name and _numberless(k) == _numberless(name))
+        return next((k for k in others if self._is(k, held)), None)
+
+    def _is(self, name: str, held: Tensor) -> bool:
+        value = self._plan.native_tensor(name, self._source)
+        return value.shape == held.shape and torch.equal(value.to(held.device, held.dtype), held)
+
+    @cached_property
+    def _held(self) -> dict[str, Tensor]:
+        return tensors_of(self._session.native.model)
+
+    @cached_property
+    def _source(self) -> Mapping[str, Tensor]:
+        source: Mapping[str, Tensor] = self._session.reference_tensors
+        return source
+
+    @cached_property
+    def _plan(self) -> KeyPlan:
+        key_map = self._session.pair.key_map(self._session.build)
+        plan: KeyPlan = key_map.plan(
+            {k: v.shape for k, v in self._source.items()}, {k: v.shape for k, v in self._held.items()}
+        )
+        return plan
+
+
+def _numberless(key: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\.)", "#", key)
+
+
+def _seen(draw: Draw, tap: Tap, taps: Sequence[Tap], found: Found) -> Seen:
+    """Return the values of a tap and of the earlier taps that have its shape, and what was found there."""
+    r, n = draw.reference.values[tap.name], draw.native.values[tap.name]
+    assert r.high is not None
+    assert n.high is not None
+    valid = None if tap.valid is None else mask_of(tap, draw.inputs, r.low).expand(r.low.shape)
+    native = _channels_last(aligned(tap, n.high, r.low.shape), tap, valid)
+    reference = _channels_last(r.high, tap, valid)
+    earlier = taps[: [t.name for t in taps].index(tap.name)]
+    # Both sides go on from the values as computed, so these are exact behind a tap.
+    values = ((t.name, draw.reference.values[t.name].low) for t in earlier if valid is None)
+    upstream = {k: _channels_last(v, tap, None) for k, v in values if v.shape == r.low.shape}
+    computed = _channels_last(aligned(tap, n.low, r.low.shape), tap, valid), _channels_last(r.low, tap, valid)
+    return Seen(native, reference, upstream, computed, found)
+
+
+def _channels_last(value: Tensor, tap: Tap, valid: Tensor | None) -> Tensor:
+    real = torch.view_as_real(value).flatten(-2) if value.is_complex() else value
+    moved = real.double().movedim(tap.channel_dim, -1) if real.dim() else real.double().reshape(1)
+    if valid is None:
+        return moved
+    kept: Tensor = moved[valid.movedim(tap.channel_dim, -1)[..., 0]]
+    return kept
+
+

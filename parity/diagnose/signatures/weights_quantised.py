@@ -1,0 +1,45 @@
+"""A weight was quantised: each row is on a grid of 8 bits, near what it should be."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from parity.diagnose.plants import WeightPlant, linears
+from parity.diagnose.signature import Seen, Words, signature
+
+
+def detect(seen: Seen) -> Words:
+    """Find a weight near what it should be that takes few values: by row, by block of 32, or throughout."""
+    for w in seen.found.weights:
+        if w.held.dim() != 2 or w.held.numel() < 4096:
+            continue
+        off = float((w.held.double() - w.expected.double()).norm() / w.expected.double().norm())
+        if 1e-4 < off < 0.3 and (grid := _grid(w.held)):
+            return f"{w.name} is quantised {grid}, {off:.1e} from what it should be"
+    return None
+
+
+def _grid(held: Tensor) -> str:
+    """Say on which grid a weight lies, "" on none."""
+    largest = held.double().abs().amax(1, keepdim=True).clamp_min(1e-300)
+    for levels in (127, 7):
+        steps = held.double() / largest * levels
+        if float((steps - steps.round()).abs().max()) < (0.02 if held.element_size() == 4 else 0.3):
+            return f"to {levels} steps a row"
+    if len(torch.unique(held)) <= 256:
+        return "to 8 bits"
+    return ""
+
+
+def edit(module: nn.Module) -> int:
+    """Round each row to 127 steps of its largest element."""
+    for _, linear in linears(module)[:1]:
+        weight = linear.get_parameter("weight")
+        scale = weight.float().abs().amax(1, keepdim=True) / 127
+        weight.copy_((weight.float() / scale).round() * scale)
+        return 1
+    return 0
+
+
+SIGNATURE = signature("weights_quantised", "quant", -4, detect, WeightPlant(edit), on="both")
