@@ -261,7 +261,8 @@ def test_ops_are_read_back_as_they_were_and_foreign_ones_refused() -> None:
     assert "somebody" not in str(data)
     assert str(read.step(read.of("block0")[0])) == "`mul` at project/blocks.py:7 in blocks.0"
     assert as_data(read) == data
-    for broken in ({**data, "taps": {"block0": [1 << 40]}}, {**data, "ops": [{}]}, {"ops": []}):
+    foreign: list[dict[str, Any]] = [{**data, "taps": {"block0": [1 << 40]}}, {**data, "ops": [{}]}, {"ops": []}]
+    for broken in foreign:
         with pytest.raises((KeyError, ValueError)):
             from_data(broken)
 
