@@ -187,11 +187,9 @@ class PairSession:
     def native_adapter(self) -> LoraAdapter:
         """The pair's LoRA carried to the native's module names."""
         assert self.adapter is not None
-        shapes = [{k: v.shape for k, v in held.items()} for held in (self.reference_tensors, self._native_tensors())]
+        tensors = self.reference_tensors, tensors_of(self.native.model)
+        shapes = [{k: v.shape for k, v in held.items()} for held in tensors]
         return map_adapter(self.adapter, self.pair.key_map(self.build), shapes[0], shapes[1])
-
-    def _native_tensors(self) -> Mapping[str, Tensor]:
-        return tensors_of(self.native.model)
 
     @contextmanager
     def lora(self, on: bool) -> Iterator[None]:
@@ -219,15 +217,12 @@ class PairSession:
             self._run_as(kept)
 
     def _run_as(self, pair: ModelPair) -> None:
-        """Call what is resident as a variant says; a native that is loaded again later is called so too.
-
-        Nothing of a stage is held meanwhile: it must be able to make room.
-        """
+        """Call what is resident as a variant says, and a native that is loaded again later; none is held meanwhile."""
         self._runs, self.taps = pair, pair.taps(self.build)
         if self._native_stage is not None:
             self._native_stage.run_as(pair.native, self.taps)
-        if isinstance(self.reference_stage, LiveReference):
-            self.reference_stage.run_as(pair.reference, self.taps)
+        if isinstance(stage := self.reference_stage, LiveReference):
+            stage.run_as(pair.reference, self.taps)
 
     def finer_weights(self, lora: bool) -> list[str]:
         """List the native's weights that are rounded copies of finer values, in the LoRA state that is on now."""

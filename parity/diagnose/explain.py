@@ -29,7 +29,7 @@ _NO_NEAREST = (
     "nearest reference variants were not to be had: name the reference's interpreter "
     "(--parity-reference-python, of `parity compare` --reference-python)"
 )
-_NO_OPS = "lines and repairs were not to be had: the {side}'s recording lacks its ops, record it again with --resume"
+_NO_OPS = "lines and repairs were not to be had: the {side}'s recording lacks its ops, record it again"
 _NO_REPAIR = "repairs were not tried: name the native's interpreter (of `parity compare` --native-python)"
 _REPAIRED = 3
 """Taps that are repaired, the first faulty ones, each of another kind: what is behind them is mostly the same bug."""

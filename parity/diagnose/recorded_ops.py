@@ -77,7 +77,7 @@ def _to_value(held: Sequence[float] | None) -> Fingerprint | None:
     return None if held is None else Fingerprint(int(held[0]), float(held[1]), float(held[2]))
 
 
-_MOST = 1 << 24
+_MOST = 1 << 20
 """Ops of one forward: a number beyond that is no number of an op, and a set that holds it would fill the memory."""
 
 

@@ -142,8 +142,7 @@ class RepairShop:
             if error <= self.limit:
                 return Repair(change.said(), before, error, _bug_of(change))
         for _, _, change in sorted(tried, key=lambda t: t[:2])[:_CONFIRMED]:
-            after = self._error(tap, change, exact=True)
-            if after <= self.limit:
+            if (after := self._error(tap, change, exact=True)) <= self.limit:
                 return Repair(change.said(), before, after, _bug_of(change))
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -22,7 +23,12 @@ from fixtures.residency import Records, Ways, differences
 from fixtures.stepped import stepped_pair
 from fixtures.tables import NativeTable, table_pair
 from fixtures.tiny import down_rounded_twice, edited, gelu_erf, output_of, sinusoid_low, tiny_inputs, tiny_pair
+from parity.diagnose.recorded_ops import as_data, from_data
+from parity.diagnose.side_ops import SideOps
 from parity.errors import RecordError
+from parity.execution.op_values import Fingerprint, OpValue
+from parity.execution.ops import Op, SourceLine
+from parity.execution.rules import rule_of
 from parity.lora.adapter import LoraAdapter
 from parity.lora.apply import applied, merged
 from parity.pair import ModelPair
@@ -243,6 +249,22 @@ def test_what_two_recordings_cannot_explain_is_said(name: str, tmp_path: Path, o
         file.unlink()
     cases, states = judged.judged(folders=folders, natives=natives)
     assert not line or "lacks its ops" in states[0]["explained_missing"]
+
+
+def test_ops_are_read_back_as_they_were_and_foreign_ones_refused() -> None:
+    line = SourceLine("/home/somebody/project/blocks.py", 7, "forward")
+    op = Op(3, "mul", torch.bfloat16, line, "", 0, rule_of(torch.ops.aten.mul.Tensor), 5)
+    value = Fingerprint(4, 1.5, float("1e-17"))
+    given = OpValue(op, value, ((None, -1), (value, 2)), True, False, ("w",), (2.0,))
+    data = json.loads(json.dumps(as_data(SideOps({3: given, 4: given}, {"block0": 0b1010}, {5: "blocks.0"}, "high"))))
+    read = from_data(data)
+    assert "somebody" not in str(data)
+    assert str(read.step(read.of("block0")[0])) == "`mul` at project/blocks.py:7 in blocks.0"
+    assert as_data(read) == data
+    foreign: list[dict[str, Any]] = [{**data, "taps": {"block0": [1 << 40]}}, {**data, "ops": [{}]}, {"ops": []}]
+    for broken in foreign:
+        with pytest.raises((KeyError, ValueError)):
+            from_data(broken)
 
 
 def test_an_impact_without_the_references_interpreter_is_not_judged(tmp_path: Path, one_thread: None) -> None:
