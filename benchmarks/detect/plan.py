@@ -43,11 +43,9 @@ def _signature(pair: str, name: str, number: int) -> list[Trial]:
 
 
 def _dealt(source: str, name: str, pair: str, places: tuple[str, ...], dtypes: list[str], number: int) -> list[Trial]:
-    """Give each plant all places with dtypes in turn, and one drawn input; a real pair gets one place a dtype."""
+    """Give each plant all places with dtypes in turn, and one drawn input; a real pair gets one of each."""
     if pair != BUNDLED:
-        chosen = [(places[(number + k) % len(places)], d) for k, d in enumerate(dtypes)]
-        found = [Trial(source, name, pair, d, w, f"shape{k}", 7) for k, (w, d) in enumerate(chosen)]
-        return found
+        return [Trial(source, name, pair, dtypes[number % len(dtypes)], places[number % len(places)], "shape0", 7)]
     turns = max(len(places), len(dtypes))
     default = [
         Trial(source, name, pair, dtypes[(number + k) % len(dtypes)], places[k % len(places)],
