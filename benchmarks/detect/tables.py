@@ -114,9 +114,9 @@ Explained, repair included, within 5 s: {fast}. Errors before any verdict (an ad
 
 ## Equivalent mutants
 
-A plant is equivalent where the planted native's free-running output agrees with the healthy native's in float64 to
-1e-12, whatever bits differ: neither the original nor any tap takes part in that. Such a plant is not counted as missed;
-it must not be called another function.
+A plant is equivalent where the planted native's free-running values agree with the healthy native's in float64 to 1e-12
+at the output and at every tap, whatever bits differ: the original takes no part in that, nor does lockstep. Such a plant
+is not counted as missed; it must not be called another function.
 
 {equivalent}
 
@@ -167,8 +167,8 @@ def _equivalent(rows: Sequence[Row]) -> list[str]:
     found = [r for r in rows if r.get("status") == "equivalent"]
     names = Counter(r["name"] for r in found)
     alarmed = Counter(r["name"] for r in found if r["alarm"])
-    lines = ["| plant | runs | called another function | output apart, float64, at most |", "|---|---|---|---|"]
-    apart = {n: max(r["output_apart"] for r in found if r["name"] == n) for n in names}
+    lines = ["| plant | runs | called another function | apart in float64, at most |", "|---|---|---|---|"]
+    apart = {n: max(r["apart"] for r in found if r["name"] == n) for n in names}
     return [*lines, *(f"| {n} | {c} | {alarmed[n]} | {apart[n]:.0e} |" for n, c in sorted(names.items()))]
 
 
