@@ -1,6 +1,6 @@
 """Write docs/find-the-bug.md: for ten bugs of different kinds, what a failing run says.
 
-Run `python scripts/find_the_bug.py`; `--check` writes nothing and exits 1 where the page no longer says what a run says.
+Run `python scripts/find_the_bug.py`; `--check` writes nothing and exits 1 where the page no longer says what runs say.
 """
 
 from __future__ import annotations
@@ -85,15 +85,15 @@ A failing case ends with what to do. Read it in this order:
 1. `starts here` or `first difference of this run`: in lockstep each tap stands for its own segment, so begin with the
    case that says `starts here`; other cases may be the same bug in other blocks.
 2. `native:` is the module, and `likely:` names the change that makes the two sides one function again, with the number
-   it comes down to, or the rounding that makes them bit-exact, with the line of code. "weights, not code" means that the
-   checkpoint or its loader is wrong and the code need not be looked at.
+   it comes down to, or the rounding that makes them bit-exact, with the line of code. "weights, not code" means that
+   the checkpoint or its loader is wrong and the code need not be looked at.
 3. Make the change, and run the line behind `rerun:`. It passes when nothing else is wrong in that segment.
 
 Where no edit is found, `likely:` says what shape the difference has, or the first op in which the two sides part with
 both lines; [diagnosis.md](diagnosis.md) says how each is found.
 
-Below, ten bugs are planted into the bundled port, one at a time, and this is the first failing case of each run. Written
-by `python scripts/find_the_bug.py`.
+Below, ten bugs are planted into the bundled port, one at a time, and this is the first failing case of each run.
+Written by `python scripts/find_the_bug.py`.
 """
 
 
@@ -117,8 +117,9 @@ def rerun_of(case: ParityCase) -> str:
 
 
 def _wrapped(text: str) -> Iterator[str]:
+    wrapper = textwrap.TextWrapper(WIDTH, subsequent_indent=" " * 10, break_long_words=False, break_on_hyphens=False)
     for line in text.splitlines():
-        yield from textwrap.wrap(line, WIDTH, subsequent_indent=" " * 10, break_long_words=False, break_on_hyphens=False)
+        yield from wrapper.wrap(line)
 
 
 def sections() -> Iterator[tuple[Shown, str]]:

@@ -25,7 +25,8 @@ def measure_exposed(name: str) -> dict[str, Any]:
     failing = found.failing
     return {
         "source": "exposed", "key": f"exposed|{name}", "name": name, "like": list(plant.like),
-        "default": "no effect" if torch.equal(*outputs) else "shows", "status": "missed" if failing is None else "detected",
+        "default": "no effect" if torch.equal(*outputs) else "shows",
+        "status": "missed" if failing is None else "detected",
         "input": None if failing is None else repr(failing.drawn), "examples": len(found.examples),
         "first": "" if failing is None else failing.tap, "needed": failing is not None and plant.needs(failing.drawn),
         "seconds": round(time.process_time() - started, 3),

@@ -20,7 +20,7 @@ from parity.pair import Build
 from parity.run import Options, StateResult
 
 SAME_FUNCTION = 1e-12
-"""Of an equivalent mutant: relative distance of the planted native's float64 values from the healthy one's, anywhere."""
+"""Of an equivalent mutant: relative distance of its native's float64 values from the healthy one's, anywhere."""
 
 Row = dict[str, Any]
 

@@ -36,16 +36,19 @@ def small(name: str, inputs: str) -> ModelPair:
     number = int(inputs[-1])
     if inputs.startswith("drawn") and pair.space is not None:
         return replace(pair, inputs=partial(_drawn, pair, number), variants={}, lanes={})
-    batch = 2 if inputs.startswith("drawn") else 1
-    make = pair.inputs
-    return replace(pair, inputs=lambda build, seed: _cropped(make(build, seed), SHAPES[number], batch), variants={}, lanes={})
+    batch, make = 2 if inputs.startswith("drawn") else 1, pair.inputs
+
+    def cropped(build: Build, seed: int) -> dict[str, Any]:
+        return _cropped(make(build, seed), SHAPES[number], batch)
+
+    return replace(pair, inputs=cropped, variants={}, lanes={})
 
 
 def _cropped(inputs: dict[str, Any], shape: tuple[int, int, int], batch: int) -> dict[str, Any]:
     """Cut latents [B, C, F, H, W] to a shape and everything to at most some samples."""
     frames, rows, columns = shape
-    few = {k: v[:batch] if isinstance(v, (Tensor, list)) else v for k, v in inputs.items()}
-    latents: Tensor = few["latents"]
+    few: dict[str, Any] = {k: v[:batch] if isinstance(v, (Tensor, list)) else v for k, v in inputs.items()}
+    latents = few["latents"]
     return {**few, "latents": latents[:, :, :frames, :rows, :columns].contiguous()}
 
 
@@ -58,8 +61,8 @@ def _drawn(pair: ModelPair, number: int, build: Build, seed: int) -> dict[str, A
 def some_input(space: InputSpace, number: int) -> Drawn:
     """Draw one input of a space: several samples, ragged texts, a timestep per frame, conditioning, guidance."""
     rng = random.Random(number)
-    batch, frames = rng.choice([n for n in space.batch.values if n > 1]), rng.choice([f for f in space.frames.values if f > 1])
-    rows, columns = rng.choice([n for n in space.height.values if n > 2]), rng.choice([n for n in space.width.values if n > 4])
+    spans = (space.batch, 1), (space.frames, 1), (space.height, 2), (space.width, 4)
+    batch, frames, rows, columns = (rng.choice([n for n in span.values if n > above]) for span, above in spans)
     low, high = space.timesteps
     count = frames if space.per_frame and number % 2 else 1
     steps = tuple(tuple(round(rng.uniform(low, high), 2) for _ in range(count)) for _ in range(batch))

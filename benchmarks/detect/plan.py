@@ -19,7 +19,8 @@ def trials() -> list[Trial]:
     found = [*_of_pair(BUNDLED), *_bundled_plants()]
     for pair in REAL:
         found += [] if missing(pair) else _of_pair(pair)
-    return sorted(dict.fromkeys(found), key=lambda t: (REAL.index(t.pair) if t.pair in REAL else -1, *map(str, t.group)))
+    order = (BUNDLED, *REAL)
+    return sorted(dict.fromkeys(found), key=lambda t: (order.index(t.pair), *map(str, t.group)))
 
 
 def _of_pair(pair: str) -> list[Trial]:
@@ -52,8 +53,8 @@ def _dealt(source: str, name: str, pair: str, places: tuple[str, ...], dtypes: l
               f"shape{(number // 2 + k) % 2 * 4}", k % 2)
         for k in range(turns)
     ]  # fmt: skip
-    drawn = Trial(source, name, pair, dtypes[number % len(dtypes)], places[number % len(places)], f"drawn{number % 3}", 3)
-    return [*default, drawn]
+    dtype, place = dtypes[number % len(dtypes)], places[number % len(places)]
+    return [*default, Trial(source, name, pair, dtype, place, f"drawn{number % 3}", 3)]
 
 
 def _bundled_plants() -> list[Trial]:

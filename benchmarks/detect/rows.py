@@ -32,4 +32,5 @@ def append_row(path: Path, row: Row) -> None:
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write rows as one JSON document, ordered by key."""
     ordered = sorted(rows, key=lambda row: row["key"])
-    path.write_text("[\n" + ",\n".join(json.dumps(r, separators=(",", ":")) for r in ordered) + "\n]\n", encoding="utf-8")
+    lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in ordered)
+    path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")

@@ -42,7 +42,8 @@ class SharedEngine(Engine):
     """
 
     def __init__(self, pair: ModelPair, held: Held) -> None:
-        super().__init__({pair.name: pair}, Settings(size=held.build.size, dtype=held.build.dtype, options=held.options))
+        settings = Settings(size=held.build.size, dtype=held.build.dtype, options=held.options)
+        super().__init__({pair.name: pair}, settings)
         self.pair, self.held = pair, held
 
     def _load(self, name: str) -> None:

@@ -62,14 +62,16 @@ def held_out_table(rows: Iterable[Row]) -> list[str]:
         "| amber taps | runs with a failing case (95 % bound) | nearest variant, lowest (limit 0.75) |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    return [*lines, *(_part(name, part, limits) for name, part in parts.items() if part), "", *_quantiles(parts, limits)]
+    told = [_part(name, part, limits) for name, part in parts.items() if part]
+    return [*lines, *told, "", *_quantiles(parts, limits)]
 
 
 def _part(name: str, rows: list[Row], limits: Limits) -> str:
     tests, beyond = sum(r["live_tests"] for r in rows), sum(r["exceeding"] for r in rows)
     fails, cases = sum(bool(r["different"]) for r in rows), sum(r["cases"] for r in rows)
     near = [r["nearest"] for r in rows if r["nearest"] is not None]
-    rate = f"{beyond / tests:.1e} ({upper_bound(beyond, tests):.1e}; {limits.false_alarm_per_test:.0e})" if tests else "-"
+    stated = f"{upper_bound(beyond, tests):.1e}; {limits.false_alarm_per_test:.0e}"
+    rate = f"{beyond / tests:.1e} ({stated})" if tests else "-"
     return (
         f"| {name} | {len(rows)} | {cases:,} | {tests:,} | {beyond} | {rate} | {sum(len(r['amber']) for r in rows)} "
         f"| {fails} ({upper_bound(fails, len(rows)):.2%}) | {f'{min(near):.2f}' if near else '-'} |"

@@ -51,10 +51,8 @@ def _line(name: str, rows: Sequence[Row]) -> str:
     return f"| {name} | {' | '.join(cells)} |"
 
 
-HEAD = [
-    "| " + " | ".join(("bugs", "detected", "of these failed", "placed", "named first", "not judged", "s a run", *GATES)) + " |",
-    "|" + "---|" * (7 + len(GATES)),
-]  # fmt: skip
+COLUMNS = ("bugs", "detected", "of these failed", "placed", "named first", "not judged", "s a run", *GATES)
+HEAD = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
 
 
 def grouped(rows: Sequence[Row], by: Callable[[Row], str]) -> list[str]:
@@ -74,7 +72,7 @@ def summary_table(rows: Iterable[Row]) -> list[str]:
         after = [{**r, "gates": r["after_gates"]} for r in published]
         alarmed = _count(published, lambda r: r["after"])
         lines.append(_quiet_line("published, after the fix: alarms", alarmed, after))
-    if benign := [r for r in of(rows, "benign")]:
+    if benign := of(rows, "benign"):
         lines.append(_quiet_line("**harmless changes: alarms**", _count(benign, lambda r: r["different"]), benign))
     return lines
 
@@ -94,9 +92,9 @@ counts where it changes a bit of what the native computes on that input and is n
 - *Detected*: a case that is healthy without the plant differs. *Failed*: at least one such case fails; else it warns,
   since what is lost drowns in the original's own rounding.
 - *Placed*: the first tap that differs is the planted one.
-- *Named first*: the first cause given is an edit that is proved to undo the bug (a repair of the native with its number,
-  or the nearest variant of the original), the wrong weight, or the plant's own signature or words. A line of code where
-  the two sides part names nothing.
+- *Named first*: the first cause given is an edit that is proved to undo the bug (a repair of the native with its
+  number, or the nearest variant of the original), the wrong weight, or the plant's own signature or words. A line of
+  code where the two sides part names nothing.
 - The last columns: the same outputs under the usual gates: MSE 1e-4, cosine 0.999, `allclose` with atol = rtol = 0.1,
   FlashAttention's rule (error at most twice the original's own), torch's `same` with a float64 reference.
 
@@ -114,9 +112,9 @@ Explained, repair included, within 5 s: {fast}. Errors before any verdict (an ad
 
 ## Equivalent mutants
 
-A plant is equivalent where the planted native's free-running values agree with the healthy native's in float64 to 1e-12
-at the output and at every tap, whatever bits differ: the original takes no part in that, nor does lockstep. Such a plant
-is not counted as missed; it must not be called another function.
+A plant is equivalent where the planted native's free-running values agree with the healthy native's in float64 to
+1e-12 at the output and at every tap, whatever bits differ: the original takes no part in that, nor does lockstep. Such
+a plant is not counted as missed; it must not be called another function.
 
 {equivalent}
 
@@ -179,7 +177,8 @@ def _exposed(rows: Sequence[Row]) -> list[str]:
 
 def _false_alarms(rows: Sequence[Row]) -> list[str]:
     """Say how many harmless changes alarmed, by change, per case and per run."""
-    lines = ["| change | runs | cases | runs with a different case | amber taps | not judged taps |", "|---|---|---|---|---|---|"]
+    head = ("change", "runs", "cases", "runs with a different case", "amber taps", "not judged taps")
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for name in [*sorted({r["name"] for r in rows}), "all"]:
         mine = [r for r in rows if name in (r["name"], "all")]
         cases, wrong = sum(r["cases"] for r in mine), _count(mine, lambda r: r["different"])
@@ -199,7 +198,8 @@ def _published(rows: Sequence[Row]) -> list[str]:
         gates = ", ".join(r["gates"]) or "none"
         after = "silent" if not r["after"] else f"alarms at {r['after'][0]}"
         where = r["status"] if r["status"] == "missed" else f"{r['status']}{'' if r['placed'] else ', misplaced'}"
-        lines.append(f"| [{r['name']}]({r['link']}), seed {r['seed']} | {r['what']} | {where} | {cause} | {after} | {gates} |")
+        bug = f"[{r['name']}]({r['link']}), seed {r['seed']}"
+        lines.append(f"| {bug} | {r['what']} | {where} | {cause} | {after} | {gates} |")
     return lines
 
 

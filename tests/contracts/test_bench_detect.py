@@ -1,4 +1,4 @@
-"""The detection benchmark measures what it says: a few plants, published bugs, equivalent mutants, and its own counting."""
+"""The detection benchmark measures what it says: plants, published bugs, equivalent mutants, and its own counting."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_the_gates_pass_rounding_and_see_another_value() -> None:
     truth = torch.randn(4, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     low = truth.bfloat16()
     assert alarms(Outputs(low, low.clone(), truth)) == []
-    assert alarms(Outputs(low, low * 2, truth)) == list(GATES)
+    assert alarms(Outputs(low, -low, truth)) == list(GATES)
     assert alarms(Outputs(low, low * torch.nan, truth)) == list(GATES)
 
 
