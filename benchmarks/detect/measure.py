@@ -13,7 +13,7 @@ from benchmarks.detect.pairs import small
 from benchmarks.detect.shared import Held, SharedEngine, bits_alike, distances
 from benchmarks.detect.trials import Planted, Trial, dtype_of, planted
 from parity.case import ParityCase
-from parity.errors import ParityError
+from parity.errors import ModelFailed, ParityError
 from parity.execution.passes import OUTPUT
 from parity.execution.trace import Trace
 from parity.pair import Build
@@ -52,6 +52,8 @@ class Bench:
                "expect": list(plant.expect), "lora": plant.lora}  # fmt: skip
         try:
             found = _found(plant, SharedEngine(plant.pair, held), healthy)
+        except ModelFailed:
+            raise  # a plant that does not run is a mistake of the benchmark
         except ParityError as error:
             found = _refused(plant, error)
         return {**row, **found, "seconds": round(time.process_time() - started, 3)}
