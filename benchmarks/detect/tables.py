@@ -172,7 +172,8 @@ def _equivalent(rows: Sequence[Row]) -> list[str]:
 
 def _exposed(rows: Sequence[Row]) -> list[str]:
     lines = ["| plant | bits on the default input | drawn inputs | input that shows it |", "|---|---|---|---|"]
-    return [*lines, *(f"| {r['name']} | {r['default']} | {r['status']} | `{r['input']}` |" for r in rows)]
+    shown = [(str(r["input"])[:90].rsplit(", ", 1)[0], r) for r in rows]
+    return [*lines, *(f"| {r['name']} | {r['default']} | {r['status']} | `{text}, ...` |" for text, r in shown)]
 
 
 def _false_alarms(rows: Sequence[Row]) -> list[str]:

@@ -14,7 +14,7 @@ from benchmarks.detect.benign import Calm, Quiet, quiet_runs
 from benchmarks.detect.gates import GATES, Outputs, alarms
 from benchmarks.detect.measure import Bench
 from benchmarks.detect.plan import trials_of_bundled
-from benchmarks.detect.rows import append_row, read_rows
+from benchmarks.detect.rows import append_row, read_rows, write_rows
 from benchmarks.detect.statistics import held_out_table, upper_bound
 from benchmarks.detect.trials import Trial
 from benchmarks.detect.work import Task, done_by
@@ -146,6 +146,15 @@ def test_a_row_that_was_cut_short_is_measured_again(tmp_path: Path) -> None:
         append_row(raw, {"key": key, "n": key})
     raw.write_text(raw.read_text() + json.dumps({"key": "c"})[:-3])
     assert sorted(r["key"] for r in read_rows(raw)) == ["a", "b"]
+
+
+def test_the_result_is_columns_and_a_line_a_run(tmp_path: Path) -> None:
+    rows = [benign_row(str(n), False, []) for n in range(3)]
+    write_rows(tmp_path / "detect.json", [*rows, {"key": "x", "source": "plant", "name": "p", "likely": ["w" * 300]}])
+    held = json.loads((tmp_path / "detect.json").read_text(encoding="utf-8"))
+    assert [len(held[source]["rows"]) for source in ("benign", "plant")] == [3, 1]
+    assert all(len(r) == len(held["benign"]["columns"]) for r in held["benign"]["rows"])
+    assert max(map(len, map(str, held["plant"]["rows"]))) < 300
 
 
 def test_what_cannot_be_run_is_a_row_and_a_missed_goal() -> None:
