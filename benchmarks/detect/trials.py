@@ -117,7 +117,7 @@ def _mutation(trial: Trial, pair: ModelPair, taps: list[Tap]) -> Planted:
     kinds = {t.kind for t in taps}
     kind = next((k for k in m.expect if k in kinds), "final_output")
     changed = m.apply(pair, ANATOMIES[trial.pair], Spot(blocks, trial.seed))
-    everywhere = ANATOMIES[trial.pair].rope_shared and m.category == "rope" and m.apply.__module__.endswith("attention")
+    everywhere = ANATOMIES[trial.pair].rope_shared and m.category == "rope" and not m.name.startswith("rope_weight")
     first = _taps_of(taps, kind, (0,) if everywhere else blocks)
     names = [first[0].name]
     if m.either:
