@@ -10,7 +10,7 @@ LOCK = requirements/lock$(shell $(PYTHON) -c 'import sys; print("-py310" if sys.
 PIP = $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup parity test lint third-party bench-shadow bench-stress bench-suite bench-lora bench-weights sample \
+.PHONY: help setup parity test lint third-party bench-shadow bench-stress bench-suite bench-lora bench-weights bench-detect find-the-bug sample \
   two-environments kill-and-resume method-table findings clean
 
 help: ## print the targets
@@ -51,6 +51,9 @@ bench-lora: $(READY) ## measure `parity lora diff`; writes benchmarks/results/lo
 bench-stress: $(READY) ## run the suite 200 times in one process; writes benchmarks/results/stress.md
 	$(BIN)/python benchmarks/bench_stress.py $(ARGS)
 
+bench-detect: $(READY) ## plant bugs, count what is found, placed, named; ARGS="--sample 40 --check" for CI
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_detect.py $(ARGS)
+
 sample: $(READY) ## make the sample record in reports/sample/
 	$(BIN)/python -m pytest -m parity --parity-pair longcat -k "block0 or final or input" --parity-report reports/sample $(ARGS) tests/suite
 
@@ -68,6 +71,10 @@ method-table: $(READY) ## make the table of docs/method.md
 findings: $(READY) ## make the records behind docs/findings/
 	@test -f scripts/findings.py || { echo "scripts/findings.py is not part of this checkout"; exit 2; }
 	$(BIN)/python scripts/findings.py $(ARGS)
+
+find-the-bug: $(READY) ## make docs/find-the-bug.md: what failing runs say of ten bugs
+	@test -f scripts/find_the_bug.py || { echo "scripts/find_the_bug.py is not part of this checkout"; exit 2; }
+	PYTHONPATH=. $(BIN)/python scripts/find_the_bug.py $(ARGS)
 
 two-environments: $(READY) ## judge the bundled pair across two virtual environments made below build/
 	@test -f scripts/two_environments.py || { echo "scripts/two_environments.py is not part of this checkout"; exit 2; }

@@ -38,7 +38,8 @@ class SourceLine:
 def source_line() -> tuple[SourceLine, int]:
     """Return the line of the model that runs now, and the `id` of the innermost module whose method runs (0: none).
 
-    The line is that of the innermost frame outside torch and this package.
+    The line is that of the innermost frame outside torch and this package, a torch function mode that was passed
+    through left out: it is not where the model calls.
     """
     frame: Any = sys._getframe(1)
     found, module = None, 0
@@ -46,7 +47,8 @@ def source_line() -> tuple[SourceLine, int]:
         code = frame.f_code
         if not module and code.co_varnames[:1] == ("self",) and isinstance(held := frame.f_locals["self"], nn.Module):
             module = id(held)
-        if found is None and not any(part in code.co_filename for part in _NOT_MODELS):
+        model = code.co_name != "__torch_function__" and not any(part in code.co_filename for part in _NOT_MODELS)
+        if found is None and model:
             found = SourceLine(code.co_filename, frame.f_lineno, code.co_qualname)
         frame = frame.f_back
     return found or SourceLine("unknown", 0, ""), module

@@ -70,7 +70,9 @@ def judge(facts: Sequence[TapFacts], draws: Sequence[Mapping[str, Evidence]], li
     tests = {f.name: tests_of(f, found[f.name], limits) for f in facts}
     pooled = pooled_over_blocks(facts, tests, found, limits)
     seen = shown_by_island(facts, found, limits)
-    singles = {name: [t for t in ts if t.exceeds(limits.z)] for name, ts in tests.items()}
+    # Where the functions differ, a ratio of roundings says nothing: it must not second that of another tap.
+    same = {f.name for f in facts if f.allowed or all(e.logic_error <= limits.logic_error for e in found[f.name])}
+    singles = {n: [t for t in ts if n in same and t.exceeds(limits.z)] for n, ts in tests.items()}
     return {
         f.name: _judge_tap(f, found[f.name], tests[f.name], singles, pooled, seen[f.kind], token_rows, facts, limits)
         for f in facts

@@ -163,6 +163,15 @@ def test_two_taps_are_red(ratio: float, direction: int) -> None:
     assert found["block0.modulation"].cls is SAME
 
 
+def test_another_function_seconds_nothing() -> None:
+    ratio = {"token_mean": 1.6}
+    wrong = evidence(ratio, logic_error=1e-3)
+    found = judge_all({"block0.ffn": evidence(ratio), "block0.other": wrong})
+    assert found["block0.other"].logic
+    assert not found["block0.ffn"].different
+    assert judge_all({"block0.ffn": evidence(ratio), "block0.other": evidence(ratio)})["block0.ffn"].different
+
+
 def test_two_taps_in_opposite_directions_second_nothing() -> None:
     found = judge_all({"block0.ffn": evidence({"channel_mean": 1.5}), "block0.self_attn": evidence({"identity": 0.6})})
     assert {j.direction for j in found.values()} == {0}
