@@ -65,7 +65,7 @@ def match(
         options = Options(sample_size, _bytes(memory), max_weights)
         known = _known(out, one, other) if resume else {}
         size = sum(stored.nbytes for c in (one, other) for stored in c.stored.values())
-        progress = Progress({"reading": size, "measuring": size}, json_out)
+        progress = Progress({"looking": len(one.stored) + len(other.stored), "measuring": size}, json_out)
         held, complete = _matched(Matcher(one, other, options, progress.tell), known, _head(one, other, names))
         if out is not None:
             write_match_report(out, held)

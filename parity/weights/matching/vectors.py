@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from parity.weights.matching.lines import Assignment, Ints, Part
+from parity.weights.matching.lines import Assignment, Part
 from parity.weights.matching.places import Places
+from parity.weights.matching.rows import Ints
 from parity.weights.matching.sketch import Sketch
 
 _SAME = 1e-5
