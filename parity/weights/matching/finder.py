@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from parity.weights.matching.checking import Checker
 from parity.weights.matching.learned import Learned
 from parity.weights.matching.lines import SURE, Assignment
+from parity.weights.matching.measuring import THREADS, computing_on
 from parity.weights.matching.places import Places
 from parity.weights.matching.samples import Samples
 from parity.weights.matching.search import Search
@@ -88,8 +89,9 @@ class Finder:
         whole = self._theirs.sketcher.full(native)
         groups = list(self._candidates(whole))
         for number, group in enumerate(groups, 1):
-            self._take_in(group)
-            found = self._search.find(whole, last=number == len(groups))
+            with computing_on(THREADS):
+                self._take_in(group)
+                found = self._search.find(whole, last=number == len(groups))
             if found is not None and (found.covered > 0.95 or number == len(groups)):
                 return found
         return None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from parity.errors import UsageError
@@ -14,7 +15,7 @@ from parity.weights.matching.entries import AMBIGUOUS, part_from, placed, relati
 from parity.weights.matching.finder import Finder, Side
 from parity.weights.matching.leftover import left_over
 from parity.weights.matching.lines import Assignment, Part
-from parity.weights.matching.measuring import THREADS, Metrics, measured
+from parity.weights.matching.measuring import THREADS, Measuring, Metrics, computing_on
 from parity.weights.matching.places import Places
 from parity.weights.matching.rows import CHUNK, matrix_shape
 from parity.weights.matching.settling import Settler
@@ -51,6 +52,22 @@ class _Found:
     how: str
 
 
+@dataclass
+class _Part:
+    """One entry to be, and where its numbers come from."""
+
+    entry: Entry
+    metrics: Metrics | None = None
+    future: Future[Metrics] | None = None
+    done: bool = False
+
+    def measured(self) -> Metrics:
+        if self.metrics is None:
+            assert self.future is not None
+            self.metrics, self.future = self.future.result(), None
+        return self.metrics
+
+
 class Matcher:
     """Matches a native checkpoint's tensors to a reference's, by value.
 
@@ -68,7 +85,7 @@ class Matcher:
         self._ours: dict[str, Sketch] = {}
         self._theirs: dict[str, Sketch] = {}
         self._found: dict[str, _Found] = {}
-        self._done: dict[tuple[str, int], Entry] = {}
+        self._parts: dict[str, list[_Part]] = {}
 
     def entries(self, known: Mapping[str, Entry] | None = None) -> Iterator[Entry]:
         """Yield an entry for each reference tensor and native piece.
@@ -77,20 +94,21 @@ class Matcher:
         measured again.
         """
         self._check_budget()
-        self._look()
-        self._find(dict(_assignments(known or {})))
-        yield from self._measured(known or {})
+        told = partial(self._tell, "measuring")
+        with computing_on(1), Measuring(*self._sources, told) as measuring:
+            self._look()
+            self._find(measuring, known or {})
+            yield from self._measured(measuring)
         used = {part.key for found in self._found.values() for part in found.assignment.parts}
         yield from left_over(self._ours, self._theirs, used, self._sources[0])
         self.unmatched_native = [key for key in self._theirs if key not in self._found]
 
     def pending(self) -> list[Entry]:
         """Return what was found and is not measured yet, for a later run to go on with."""
+        empty = {**dict.fromkeys(_METRICS), "confidence": "low", "why": "not measured yet"}
         return [
-            {**self._described(key, found, part), **dict.fromkeys(_METRICS), "confidence": "low", "why": "not measured yet"}
-            for key, found in self._found.items()
-            for number, part in enumerate(found.assignment.parts)
-            if (key, number) not in self._done
+            {**part.entry, **empty, "estimate": self._found[key].assignment.cosine}
+            for key, parts in self._parts.items() for part in parts if not part.done
         ]  # fmt: skip
 
     def _check_budget(self) -> None:
@@ -119,65 +137,59 @@ class Matcher:
             self._tell("looking", 1)
         return out
 
-    def _find(self, known: Mapping[str, Assignment]) -> None:
+    def _find(self, measuring: Measuring, known: Mapping[str, Entry]) -> None:
         """Find tensors of many lines first: what is found there says where the small ones belong."""
         places = Places({k: s.shape for k, s in self._ours.items()}, {k: s.shape for k, s in self._theirs.items()})
         sides = [Side(held, sketcher) for held, sketcher in zip((self._ours, self._theirs), self._sketchers, strict=True)]
-        self._finder = Finder(sides[0], sides[1], places, self._options.probes, known)
+        self._finder = Finder(sides[0], sides[1], places, self._options.probes, dict(_assignments(known)))
         for key, found in self._finder.found():
-            self._tell("finding", 1)
             if found is not None:
-                self._found[key] = _Found(found, VALUES)
-        self._find_small(places)
-        self._found = {key: self._found[key] for key in self._theirs if key in self._found}
-
-    def _find_small(self, places: Places) -> None:
-        vectors, large = Vectors(self._ours, places), {key: found.assignment for key, found in self._found.items()}
+                self._take(key, _Found(found, VALUES), measuring, known)
+            self._tell("finding", 1)
+        large = {key: found.assignment for key, found in self._found.items()}
+        vectors = Vectors(self._ours, places)
         for held in self._theirs.values():
             if held.values is not None and held.telling and (small := vectors.find(held, large)) is not None:
-                self._found[held.key] = _Found(small, VALUES)
-        for key, found, how in Settler(self._ours, self._theirs, places, large).settled(
-            {key: held.assignment for key, held in self._found.items()}
-        ):
-            self._found[key] = _Found(found, how)
+                self._take(held.key, _Found(small, VALUES), measuring, known)
+        every = {key: found.assignment for key, found in self._found.items()}
+        for key, found, how in Settler(self._ours, self._theirs, places, large).settled(every):
+            self._take(key, _Found(found, how), measuring, known)
 
-    def _measured(self, known: Mapping[str, Entry]) -> Iterator[Entry]:
-        before: dict[tuple[str, int], Metrics] = {}
-        for key, found in self._found.items():
-            for number, part in enumerate(found.assignment.parts):
-                entry = known.get(identity(self._described(key, found, part)))
-                if entry is not None and entry["cosine"] is not None:
-                    before[key, number] = {name: entry[name] for name in _METRICS}
-        jobs = [(key, found.assignment, part) for key, found in self._found.items()
-                for number, part in enumerate(found.assignment.parts) if (key, number) not in before]  # fmt: skip
-        fresh = measured(*self._sources, jobs, lambda count: self._tell("measuring", count))
-        for key, found in list(self._found.items()):
-            metrics = [before[key, number] if (key, number) in before else next(fresh)[1]
-                       for number in range(len(found.assignment.parts))]  # fmt: skip
-            yield from self._entries(key, *self._doubted(key, found, metrics))
+    def _take(self, key: str, found: _Found, measuring: Measuring, known: Mapping[str, Entry]) -> None:
+        """Keep what was found and have it measured, unless an earlier run has measured it."""
+        self._found[key] = found
+        self._parts[key] = [_Part(self._described(key, found, part)) for part in found.assignment.parts]
+        for held, part in zip(self._parts[key], found.assignment.parts, strict=True):
+            before = known.get(identity(held.entry)) if known else None
+            if before is not None and before["cosine"] is not None:
+                held.metrics = {name: before[name] for name in _METRICS}
+            else:
+                held.future = measuring.submit(key, found.assignment, part)
 
-    def _doubted(self, key: str, found: _Found, metrics: list[Metrics]) -> tuple[_Found, list[Metrics]]:
+    def _measured(self, measuring: Measuring) -> Iterator[Entry]:
+        for key in self._theirs:
+            if key in self._found:
+                self._doubted(key, measuring)
+                yield from self._entries(key)
+
+    def _doubted(self, key: str, measuring: Measuring) -> None:
         """Look at all lines where the values agree less than a sample of them did, and keep what agrees more."""
-        worst = min((m["cosine"] for m in metrics), default=math.nan)
-        native = self._theirs[key]
+        found, native = self._found[key], self._theirs[key]
+        worst = min((part.measured()["cosine"] for part in self._parts[key]), default=math.nan)
         if native.values is not None or found.how != VALUES or not worst < found.assignment.cosine - _DOUBT:
-            return found, metrics
+            return
         again = self._finder.by_lines(native)
         if again is None or again.covered < found.assignment.covered - 0.05:
-            return found, metrics
-        jobs = [(key, again, part) for part in again.parts]
-        other = [m for _, m in measured(*self._sources, jobs, lambda _: None)]
-        if min(m["cosine"] for m in other) <= worst + _DOUBT / 2:
-            return found, metrics
-        self._found[key] = replace(found, assignment=again)
-        return self._found[key], other
+            return
+        kept = self._parts[key]
+        self._take(key, replace(found, assignment=again), measuring, {})
+        if min(part.measured()["cosine"] for part in self._parts[key]) <= worst + _DOUBT / 2:
+            self._found[key], self._parts[key] = found, kept
 
-    def _entries(self, key: str, found: _Found, metrics: list[Metrics]) -> Iterator[Entry]:
-        for number, (part, held) in enumerate(zip(found.assignment.parts, metrics, strict=True)):
-            how = confidence_of(found.how, held, self._theirs[key])
-            entry = {**self._described(key, found, part), **held, **how}
-            self._done[key, number] = entry
-            yield entry
+    def _entries(self, key: str) -> Iterator[Entry]:
+        for part in self._parts[key]:
+            metrics, part.done = part.measured(), True
+            yield {**part.entry, **metrics, **confidence_of(self._found[key].how, metrics, self._theirs[key])}
 
     def _described(self, key: str, found: _Found, part: Part) -> Entry:
         relation = relation_of(self._theirs[key], found.assignment, part, self._ours[part.key])
@@ -195,7 +207,8 @@ def _assignments(known: Mapping[str, Entry]) -> Iterator[tuple[str, Assignment]]
         held.setdefault(entry["native"], []).append(entry)
     for key, entries in held.items():
         axes, parts, reshaped = zip(*map(part_from, entries), strict=True)
-        yield key, Assignment(axes[0], parts, 0.0, 1.0, reshaped[0])
+        estimate = max(entry.get("estimate") or 0.0 for entry in entries)
+        yield key, Assignment(axes[0], parts, estimate, 1.0, reshaped[0])
 
 
 def identity(entry: Mapping[str, Any]) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
@@ -14,46 +14,52 @@ from parity.weights.matching.lines import Assignment, Part
 from parity.weights.source import ElementSource
 
 Metrics = dict[str, float]
-Job = tuple[str, Assignment, Part]
 THREADS = 2
 
 
-def measured(
-    reference: ElementSource, native: ElementSource, jobs: Sequence[Job], tell: Callable[[int], None]
-) -> Iterator[tuple[Job, Metrics]]:
-    """Yield each job with its metrics, in order. Left early, the work that has not begun is dropped."""
-    held, stopped = threading.local(), threading.Event()
+class Measuring:
+    """Measures what is handed to it, beside the search for more; a context, at whose end open work is dropped.
 
-    def told(count: int) -> None:
-        if stopped.is_set():
-            raise InterruptedError
-        tell(count)
+    Args:
+        reference, native: both checkpoints.
+        tell: called with the bytes compared, by any thread.
+    """
 
-    def work(job: Job) -> Metrics:
-        if not hasattr(held, "measurer"):
+    def __init__(self, reference: ElementSource, native: ElementSource, tell: Callable[[int], None]) -> None:
+        self._sources, self._tell = (reference, native), tell
+        self._held, self._stopped = threading.local(), threading.Event()
+        self._pool = ThreadPoolExecutor(THREADS)
+
+    def __enter__(self) -> Measuring:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def submit(self, key: str, found: Assignment, part: Part) -> Future[Metrics]:
+        """Hand a part over."""
+        return self._pool.submit(self._measure, key, found, part)
+
+    def _measure(self, key: str, found: Assignment, part: Part) -> Metrics:
+        if not hasattr(self._held, "measurer"):
             torch.set_num_threads(1)
-            held.measurer = Measurer(reference, native, told)
-        measurer: Measurer = held.measurer
-        return measurer.measure(*job)
+            self._held.measurer = Measurer(*self._sources, self._told)
+        measurer: Measurer = self._held.measurer
+        return measurer.measure(key, found, part)
 
-    with _threads_kept(), ThreadPoolExecutor(THREADS) as pool:
-        waiting = [pool.submit(work, job) for job in jobs]
-        try:
-            for job, future in zip(jobs, waiting, strict=True):
-                yield job, future.result()
-        finally:
-            stopped.set()
-            pool.shutdown(wait=True, cancel_futures=True)
+    def _told(self, count: int) -> None:
+        if self._stopped.is_set():
+            raise InterruptedError
+        self._tell(count)
 
 
 @contextmanager
-def _threads_kept() -> Iterator[None]:
-    """Restore how many threads torch uses: a thread that sets its own number sets that of threads made later."""
+def computing_on(threads: int) -> Iterator[None]:
+    """Compute on so many threads, and then on as many as before; a thread that sets its own sets that of later ones."""
     before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-
