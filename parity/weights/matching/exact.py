@@ -1,4 +1,4 @@
-"""Exact numbers for what was found: every native element once against its reference, in chunks that are compared as read.
+"""Exact numbers for what was found: every native element once against its reference, in chunks compared as read.
 
 Letters in shapes: n lines, L length of a line.
 """
@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from parity.weights.matching.lines import Assignment, Ints, Part, is_quantised
+from parity.weights.matching.lines import Assignment, Part, is_quantised
 from parity.weights.matching.moments import Moments, all_numbers, same_bytes
-from parity.weights.matching.rows import Rows, matrix_shape, runs_of
+from parity.weights.matching.rows import Ints, Rows, matrix_shape, runs_of
 from parity.weights.source import ElementSource
 
 _CHUNK = 1 << 18
@@ -75,7 +75,8 @@ class Measurer:
         step = max(_CHUNK // max(columns, 1), 1)
         for start in range(0, rows, step):
             stop = min(start + step, rows)
-            yield tuple(held.stored(name, start, stop, columns) for held, name in zip(self._rows, (part.key, key), strict=True))  # type: ignore[misc] # noqa: E501
+            expected = self._rows[0].stored(part.key, start, stop, columns)
+            yield expected, self._rows[1].stored(key, start, stop, columns)
 
     def _columns(self, key: str, part: Part) -> Iterator[Pair]:
         """Yield rows of both sides with the columns paired."""
@@ -89,7 +90,8 @@ class Measurer:
             yield _selected(expected, part.reference, 1), _selected(actual, part.native, 1)
 
     def _lines(self, key: str, axis: int, part: Part) -> Iterator[Pair]:
-        length = self._info(1, key)[axis == 0]
+        rows, columns, _ = self._info(1, key)
+        length = rows if axis else columns
         step = max(_CHUNK // max(length, 1), 1)
         for start in range(0, len(part.native), step):
             at, there = part.native[start : start + step], part.reference[start : start + step]

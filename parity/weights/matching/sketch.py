@@ -149,7 +149,7 @@ class Sketcher:
         for _, _, chunk in self.rows.all(key):
             least, most = (float(value) for value in chunk.aminmax())
             low, high = min(low, least), max(high, most)
-            if not low == high:
+            if low != high:  # NaN too: no constant
                 return 0.0, 1.0
         return low, high
 
