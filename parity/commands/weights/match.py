@@ -24,6 +24,7 @@ from parity.errors import UsageError
 from parity.io.checkpoints import Checkpoint
 from parity.weights.matching.matcher import Options
 from parity.weights.names import printable, unnumbered
+from parity.weights.packed import packed_words
 
 EPILOG = examples(
     "parity weights match original.safetensors port/ -o report.json",
@@ -83,7 +84,8 @@ def _head(one: Checkpoint, other: Checkpoint, names: list[str]) -> dict[str, Any
     shapes = {side: {key: list(held.shape) for key, held in c.stored.items()}
               for side, c in (("reference", one), ("native", other))}  # fmt: skip
     identities = {"reference": one.identity(), "native": other.identity()}
-    return {"reference": names[0], "native": names[1], "identities": identities, "shapes": shapes}
+    notes = [f"{side}: {text}" for side, held in shapes.items() for text in packed_words(held)]
+    return {"reference": names[0], "native": names[1], "identities": identities, "shapes": shapes, "notes": notes}
 
 
 def _bytes(text: str) -> int:
@@ -107,6 +109,7 @@ def render(held: dict[str, Any]) -> str:
     lines = [
         f"{held['reference']} -> {held['native']}" + ("" if held["complete"] else "  (partial)"),
         f"mean cosine {summary['mean_cosine_similarity']:.6f}; similarity: {bands}", f"relations: {relations}",
+        *(f"note: {note}" for note in held["notes"]),
         *(f"  {block}: mean cosine {b['mean_cosine']:.6f} over {b['tensors']}"
           for block, b in list(held["blocks"].items())[:8]),
         *(_line(group) for group in groups[:_SHOWN]),

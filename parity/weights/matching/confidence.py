@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from parity.weights.matching.entries import HIGH, MEDIUM
 from parity.weights.matching.sketch import Sketch
 
-VALUES, CONSTANT, NAMED, PLACE, BESIDE = "values", "constant", "named", "place", "beside"
+VALUES, CONSTANT, NAMED, PLACE, BESIDE, IN_BLOCK = "values", "constant", "named", "place", "beside", "in block"
 """How a tensor was found: by value, as a constant by its place alone, as one with its siblings, drowned values."""
 _WORDS = {
     CONSTANT: ("low", "the same constant; which of several it is follows from its place alone"),
@@ -16,6 +16,7 @@ _WORDS = {
     PLACE: ("low", "by its place alone: too few values, too far apart, to tell"),
     BESIDE: ("medium", "its values are too far apart to tell, and its siblings were found by value in the same module "
                        "or block"),
+    IN_BLOCK: ("medium", "noise drowns its values, and no other tensor of its block resembles it beyond chance"),
 }  # fmt: skip
 
 

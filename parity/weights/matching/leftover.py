@@ -11,6 +11,7 @@ from parity.weights.matching.entries import AMBIGUOUS, DUPLICATE, UNRELATED
 from parity.weights.matching.moments import same_bytes
 from parity.weights.matching.rows import Rows
 from parity.weights.matching.sketch import Sketch
+from parity.weights.packed import UNPACK
 from parity.weights.source import ElementSource
 
 _EMPTY = dict.fromkeys(("native", "slice", "permutation", "cosine", "pearson", "rel_l2"))
@@ -32,6 +33,8 @@ def left_over(
 
 
 def _why(held: Sketch, natives: Mapping[str, Sketch], twins: Sequence[str]) -> tuple[str, str]:
+    if held.packed is not None:
+        return f"packed as {held.packed}: {UNPACK}", UNRELATED
     if not held.finite:
         return "holds NaN or inf, or nothing: not matched", UNRELATED
     if held.constant is not None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
+
 from parity.errors import UsageError
 from parity.weights.matching.confidence import CONSTANT, NAMED, VALUES, confidence_of
 from parity.weights.matching.entries import AMBIGUOUS, part_from, placed, relation_of
@@ -21,6 +23,7 @@ from parity.weights.matching.rows import CHUNK, matrix_shape
 from parity.weights.matching.settling import Settler
 from parity.weights.matching.sketch import LINE_BYTES, Sketch, Sketcher
 from parity.weights.matching.vectors import Vectors
+from parity.weights.packed import packed_in
 from parity.weights.source import ElementSource
 
 Entry = dict[str, Any]
@@ -132,16 +135,19 @@ class Matcher:
 
     def _first(self, sketcher: Sketcher, source: ElementSource) -> dict[str, Sketch]:
         out: dict[str, Sketch] = {}
+        packed = packed_in(source.keys())
         for key in list(source.keys())[: self._options.most]:
-            out[key] = sketcher.first(key)
+            sketch = sketcher.first(key)
+            opaque = key in packed and sketch.dtype in (torch.uint8, torch.int32)
+            out[key] = replace(sketch, packed=packed[key], values=None) if opaque else sketch
             self._tell("looking", 1)
         return out
 
     def _find(self, measuring: Measuring, known: Mapping[str, Entry]) -> None:
         """Find tensors of many lines first: what is found there says where the small ones belong."""
         places = Places({k: s.shape for k, s in self._ours.items()}, {k: s.shape for k, s in self._theirs.items()})
-        sides = [Side(held, sketcher) for held, sketcher in zip((self._ours, self._theirs), self._sketchers, strict=True)]
-        self._finder = Finder(sides[0], sides[1], places, self._options.probes, dict(_assignments(known)))
+        ours, theirs = Side(self._ours, self._sketchers[0]), Side(self._theirs, self._sketchers[1])
+        self._finder = Finder(ours, theirs, places, self._options.probes, dict(_assignments(known)))
         for key, found in self._finder.found():
             if found is not None:
                 self._take(key, _Found(found, VALUES), measuring, known)

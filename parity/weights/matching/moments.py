@@ -62,7 +62,8 @@ class Moments:
         if not self._n or not self.finite:
             return dict.fromkeys(("cosine", "pearson", "rel_l2"), math.nan)
         ee, aa, dd, e1, a1 = self._sums.tolist()
-        ve, va, vd = (max(square - total * total / self._n, 0.0) for square, total in ((ee, e1), (aa, a1), (dd, a1 - e1)))
+        about_means = ((ee, e1), (aa, a1), (dd, a1 - e1))
+        ve, va, vd = (max(square - total * total / self._n, 0.0) for square, total in about_means)
         rel_l2 = math.sqrt(dd / ee) if ee else (0.0 if dd == 0 else math.inf)
         return {"cosine": _alike(ee, aa, dd), "pearson": _alike(ve, va, vd), "rel_l2": rel_l2}
 

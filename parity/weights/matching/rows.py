@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -41,8 +42,8 @@ def runs_of(lines: Ints) -> Iterator[tuple[int, int]]:
     [(0, 3), (3, 5)]
     """
     breaks = np.flatnonzero(np.diff(lines) != 1) + 1
-    edges = [0, *breaks.tolist(), len(lines)]
-    yield from zip(edges, edges[1:], strict=False) if len(lines) else ()
+    if len(lines):
+        yield from pairwise([0, *breaks.tolist(), len(lines)])
 
 
 class Rows:

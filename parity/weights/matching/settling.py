@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 
-from parity.weights.matching.confidence import BESIDE, CONSTANT, NAMED, PLACE
+from parity.weights.matching.confidence import BESIDE, CONSTANT, IN_BLOCK, NAMED, PLACE
 from parity.weights.matching.lines import Assignment, Part
 from parity.weights.matching.places import Places
 from parity.weights.matching.sketch import Sketch
+
+_BEYOND, _AHEAD = 4.0, 3.0
+"""Standard deviations of chance by which a correlation counts, and by which it has to lead."""
 
 
 class Settler:
@@ -31,15 +34,40 @@ class Settler:
     def settled(self, found: Mapping[str, Assignment]) -> Iterator[tuple[str, Assignment, str]]:
         """Yield native key, assignment and how it was settled, of each tensor that is not found and can be."""
         used = {part.key for held in found.values() for part in held.parts}
-        for key, held in self._theirs.items():
-            if key in found:
-                continue
-            for other in self._beside(key) + self._places.expected(key):
-                how = self._how(held, other) if other not in used else None
-                if how is not None:
-                    used.add(other)
-                    yield key, _whole(held, self._ours[other]), how
-                    break
+        left = [held for key, held in self._theirs.items() if key not in found]
+        for settle in (self._in_block, self._by_place):
+            for native in list(left):
+                if (placed := settle(native, used)) is not None:
+                    left.remove(native)
+                    used.add(placed[0])
+                    yield native.key, _whole(native, self._ours[placed[0]]), placed[1]
+
+    def _in_block(self, native: Sketch, used: Collection[str]) -> tuple[str, str] | None:
+        """Return the one tensor of the block that resembles this one beyond chance, and plainly more than others."""
+        if native.values is None or not native.telling:
+            return None
+        alike = [held for held in self._of_block(native) if held.key not in used]
+        scores = sorted(((_pearson(native, held), held.key) for held in alike), reverse=True)
+        if not scores:
+            return None
+        chance = 1 / math.sqrt(native.values.numel())
+        behind = scores[1][0] if len(scores) > 1 else 0.0
+        sure = scores[0][0] > _BEYOND * chance and scores[0][0] - max(behind, 0.0) > _AHEAD * chance
+        return (scores[0][1], IN_BLOCK) if sure else None
+
+    def _of_block(self, native: Sketch) -> Iterator[Sketch]:
+        """Yield references of few lines and this size in the blocks that this one's siblings come from."""
+        assert native.values is not None
+        for key, held in self._ours.items():
+            if held.values is not None and held.telling and held.values.numel() == native.values.numel() \
+                    and self._places.corroborated(native.key, key):  # fmt: skip
+                yield held
+
+    def _by_place(self, native: Sketch, used: Collection[str]) -> tuple[str, str] | None:
+        for key in self._beside(native.key) + self._places.expected(native.key):
+            if key not in used and (how := self._how(native, key)) is not None:
+                return key, how
+        return None
 
     def _how(self, native: Sketch, key: str) -> str | None:
         """Return how a tensor can be settled by its place: equal constants, or few values that do not contradict it."""
@@ -71,12 +99,21 @@ class Settler:
         """Whether siblings leave no choice: of its own module, or no other tensor of the block could be meant."""
         if key in self._beside(native.key):
             return True
-        template, block = self._places.reference_place(key)
+        block = self._places.reference_place(key)[1]
         if block is None or not self._places.corroborated(native.key, key):
             return False
         alike = [held for held in self._ours.values() if self._places.reference_place(held.key)[1] == block
                  and held.shape == self._ours[key].shape and held.constant == native.constant]  # fmt: skip
         return len(alike) == 1
+
+
+def _pearson(one: Sketch, other: Sketch) -> float:
+    assert one.values is not None
+    assert other.values is not None
+    a, b = (values.reshape(-1).double() for values in (one.values, other.values))
+    a, b = a - a.mean(), b - b.mean()
+    size = float(a.norm() * b.norm())
+    return float(a.dot(b)) / size if size else 0.0
 
 
 def _in_order(part: Part) -> bool:

@@ -48,6 +48,7 @@ class Sketch:
         values: the whole tensor in float32 where it has few lines. Shapes: [I, J].
         constant: the one value all elements have.
         finite: whether there is anything but NaN and inf in what was looked at.
+        packed: the format in which several values share an element, so that they cannot be compared.
     """
 
     key: str
@@ -62,6 +63,7 @@ class Sketch:
     values: Tensor | None
     constant: float | None
     finite: bool
+    packed: str | None = None
 
     def length(self, axis: int) -> int:
         """Return the length of a line: of rows (axis 0) or columns (axis 1)."""
@@ -70,7 +72,7 @@ class Sketch:
     @property
     def telling(self) -> bool:
         """Whether its values can tell it from others."""
-        return self.finite and self.constant is None
+        return self.finite and self.constant is None and self.packed is None
 
 
 class Projections:
