@@ -43,7 +43,7 @@ class Moments:
         one, other = _flat(expected), _flat(actual)
         self._n += one.numel()
         exact = one.numel() <= _SMALL or one.dtype in _EXACT or other.dtype in _EXACT
-        sums = _sums(one.double(), other.double()) if exact else self._in_float32(one, other)
+        sums = _in_float64(one, other) if exact else self._in_float32(one, other)
         self.finite &= all(map(math.isfinite, sums))
         self._sums += sums
 
@@ -55,7 +55,7 @@ class Moments:
         sums = _sums(one.copy_(expected), other.copy_(actual))
         n = expected.numel()
         enough = all(square - total * total / n >= 1e-3 * square for square, total in zip(sums, sums[3:], strict=False))
-        return sums if enough else _sums(expected.double(), actual.double())
+        return sums if enough and all(map(math.isfinite, sums)) else _in_float64(expected, actual)
 
     def metrics(self) -> dict[str, float]:
         """Return cosine, pearson and rel_l2; NaN against zeros or a constant."""
@@ -79,6 +79,10 @@ def _alike(ee: float, aa: float, dd: float) -> float:
 def _flat(values: Tensor) -> Tensor:
     plain = torch.view_as_real(values) if values.is_complex() else values
     return plain.reshape(-1)
+
+
+def _in_float64(one: Tensor, other: Tensor) -> Sums:
+    return _sums(one.double(), other.to(torch.float64, copy=True))
 
 
 def _sums(one: Tensor, other: Tensor) -> Sums:
