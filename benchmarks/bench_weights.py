@@ -7,8 +7,8 @@ Writes benchmarks/results/weights.md.
 Files of about G gigabytes each are generated below a temporary folder and removed: Wan-like against diffusers-like
 (renames), LongCat-like against FastVideo-like (fused tensors cut), that also with 1 % noise (every value differs).
 Every time is taken beside one of reading both files once into a reused buffer and given as their ratio; the median
-over the repeats stands in the table. Cold means that both files were dropped from the page cache just before. Each command
-runs in a process of its own, after one call of its help; memory is its peak beyond that.
+over the repeats stands in the table. Cold means that both files were dropped from the page cache just before. Each
+command runs in a process of its own, after one call of its help; memory is its peak beyond that.
 
 Letters: C width, G gigabytes.
 """
