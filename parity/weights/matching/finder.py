@@ -90,15 +90,18 @@ class Finder:
         groups = list(self._candidates(whole))
         for number, group in enumerate(groups, 1):
             with computing_on(THREADS):
-                self._take_in(group)
+                if not self._take_in(group) and 1 < number < len(groups):
+                    continue
                 found = self._search.find(whole, last=number == len(groups))
             if found is not None and (found.covered > 0.95 or number == len(groups)):
                 return found
         return None
 
-    def _take_in(self, group: Iterable[Sketch]) -> None:
+    def _take_in(self, group: Iterable[Sketch]) -> bool:
+        """Sketch what is new of a group; returns whether anything was."""
         new = [held for held in group if not self._search.has(held.key)]
         self._search.add(self._ours.sketcher.full(held) for held in new)
+        return bool(new)
 
     def _candidates(self, native: Sketch) -> Iterator[list[Sketch]]:
         """Yield groups of references to try: by the rows seen of them, of the same block, all that fit."""

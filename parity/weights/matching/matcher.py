@@ -30,8 +30,9 @@ Entry = dict[str, Any]
 Tell = Callable[[str, int], None]
 """Called with the stage and what was done since the last call: tensors while looking and finding, then bytes."""
 _METRICS = ("cosine", "pearson", "rel_l2")
-_DOUBT = 0.02
-"""By how much a measured cosine may stay behind what a sample promised before all lines are looked at."""
+_DOUBT, _SPREAD = 0.02, 0.5
+"""By how much a measured cosine may stay behind what a sample promised before all lines are looked at: so much, and this
+share of the promised distance, since a sample of noisy values is noisy itself."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,9 @@ class Matcher:
         """Look at all lines where the values agree less than a sample of them did, and keep what agrees more."""
         found, native = self._found[key], self._theirs[key]
         worst = min((part.measured()["cosine"] for part in self._parts[key]), default=math.nan)
-        if native.values is not None or found.how != VALUES or not worst < found.assignment.cosine - _DOUBT:
+        promised = found.assignment.cosine
+        least = promised - _DOUBT - _SPREAD * (1 - promised)
+        if native.values is not None or found.how != VALUES or not worst < least:
             return
         again = self._finder.by_lines(native)
         if again is None or again.covered < found.assignment.covered - 0.05:
