@@ -31,8 +31,8 @@ Tell = Callable[[str, int], None]
 """Called with the stage and what was done since the last call: tensors while looking and finding, then bytes."""
 _METRICS = ("cosine", "pearson", "rel_l2")
 _DOUBT, _SPREAD = 0.02, 0.5
-"""By how much a measured cosine may stay behind what a sample promised before all lines are looked at: so much, and this
-share of the promised distance, since a sample of noisy values is noisy itself."""
+"""By how much a measured cosine may stay behind what a sample promised before all lines are looked at: so much, and
+this share of the promised distance, since a sample of noisy values is noisy itself."""
 
 
 @dataclass(frozen=True)
