@@ -14,6 +14,7 @@ import argparse
 import random
 import zlib
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -46,16 +47,21 @@ RELATIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "RoPE inside qkv": lambda a, b, c: torch.cat([to_half_split(a, HEADS), to_half_split(b, HEADS), c]),
     "heads shuffled": lambda a, b, c: shuffled(a, 2 * HEADS),
     "heads shuffled on columns": lambda a, b, c: shuffled(a, 2 * HEADS, 1),
+    "gate and up, either order": lambda a, b, c: torch.cat([c, a]),
+    "heads shuffled, RoPE half-split": lambda a, b, c: to_half_split(shuffled(a, 2 * HEADS), 2 * HEADS),
     "cast to bfloat16": lambda a, b, c: a.bfloat16(),
     "cast to float8_e4m3fn": lambda a, b, c: a.to(torch.float8_e4m3fn),
+    "int8, a scale a row": lambda a, b, c: (a / a.abs().amax(1, keepdim=True) * 127).round().to(torch.int8),
 }
 
 
+@lru_cache(maxsize=8)
 def generated(seed: int, blocks: int, width: int) -> State:
     """Return the matrices of a generated model."""
     return {k: v for k, v in longcat_like(blocks, width, seed=seed).items() if v.ndim == 2 and min(v.shape) > 16}
 
 
+@lru_cache(maxsize=1)
 def of_checkpoint(path: str, most: int) -> State:
     """Return the first matrices of a checkpoint, not larger than 4M elements."""
     with open_checkpoint(path) as held:
@@ -76,7 +82,7 @@ def trial(state: State, name: str, noise: float, seed: int) -> tuple[bool, int]:
     keys = chosen(state, rng)
     right = RELATIONS[name](*(state[key] for key in keys))
     plain = right.float()
-    native = {"planted": noisy(plain, noise, seed).to(right.dtype) if noise else right}
+    native = {"planted": _stored(noisy(plain, noise, seed), right.dtype) if noise else right}
     native["unrelated"] = Trained(10_000 + seed).matrix(*plain.shape)
     native["shuffled"] = plain.reshape(-1)[torch.randperm(plain.numel())].view(plain.shape)
     entries = list(Matcher(StateDictSource(state), StateDictSource(native), Options()).entries())
@@ -86,13 +92,19 @@ def trial(state: State, name: str, noise: float, seed: int) -> tuple[bool, int]:
     return bool(mine) and _makes(mine, state, right), false
 
 
+def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.round().clamp(-128, 127).to(dtype) if dtype == torch.int8 else value.to(dtype)
+
+
 def _makes(entries: Sequence[Entry], state: State, right: Tensor) -> bool:
-    """Whether the lines that the entries name, put where they say, are the tensor."""
+    """Whether the lines that the entries name, put where they say, are the tensor, up to scales of its rows."""
     made = torch.zeros(right.shape)
     for entry in entries:
         axis, part, _ = part_from(entry)
         value = state[part.key].index_select(part.axis, torch.from_numpy(part.reference)).movedim(part.axis, axis)
         made.index_copy_(axis, torch.from_numpy(part.native), value)
+    if right.dtype == torch.int8:
+        made = (made / made.abs().amax(1, keepdim=True) * 127).round()
     return torch.equal(made.to(right.dtype).float(), right.float())
 
 
@@ -106,19 +118,23 @@ def main() -> None:
     given = parser.parse_args()
     print("| relation | " + " | ".join(f"noise {noise:.0%}" for noise in NOISES) + " |")
     print("|---|" + "---|" * len(NOISES))
-    total = found_in_all = false_in_all = 0
+    planted = recalled = false = 0
     for name in RELATIONS:
         cells = []
         for noise in NOISES:
-            found = 0
-            for seed in range(given.seeds):
-                made = None if given.weights else generated(seed, given.blocks, given.width)
-                hit, false = trial(made or of_checkpoint(given.weights, 40), name, noise, seed)
-                found, false_in_all = found + hit, false_in_all + false
+            trials = [trial(_state(given, seed), name, noise, seed) for seed in range(given.seeds)]
+            found = sum(hit for hit, _ in trials)
             cells.append(f"{found}/{given.seeds}")
-            total, found_in_all = total + given.seeds, found_in_all + found
+            planted, recalled = planted + given.seeds, recalled + found
+            false += sum(wrong for _, wrong in trials)
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
-    print(f"\nfound {found_in_all} of {total}; false {false_in_all}")
+    precision = recalled / max(recalled + false, 1)
+    print(f"\nrecall {recalled} of {planted}")
+    print(f"precision {precision:.3f}: {false} false matches of {2 * planted} unrelated tensors")
+
+
+def _state(given: argparse.Namespace, seed: int) -> State:
+    return of_checkpoint(given.weights, 40) if given.weights else generated(seed, given.blocks, given.width)
 
 
 if __name__ == "__main__":

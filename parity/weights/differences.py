@@ -61,8 +61,10 @@ def _rounded_to(value: Tensor, held: Tensor) -> str | None:
 
 
 def _numbers(value: Tensor, held: Tensor) -> tuple[float, float, float]:
-    if not value.numel() or value.is_complex() or held.is_complex():
+    if not value.numel() or value.is_complex() != held.is_complex():
         return math.nan, math.nan, math.nan
+    if value.is_complex():  # a complex number counts as its two parts
+        return _numbers(torch.view_as_real(value), torch.view_as_real(held))
     one, other = (t if t.is_floating_point() and t.element_size() > 1 else t.double() for t in (value, held))
     pair = Streamed(one, other)
     return rel_l2(pair), max_abs(pair), cosine(pair)

@@ -15,6 +15,7 @@ from parity.weights.coverage import Draft, Shapes
 from parity.weights.differences import Difference, difference_of
 from parity.weights.keymap import KeyMap
 from parity.weights.lazily import Lazily
+from parity.weights.matching.moments import same_bytes
 from parity.weights.names import stacks_of, templated
 from parity.weights.piece import Piece, assemble, disassemble
 from parity.weights.source import TensorSource, computable
@@ -127,7 +128,7 @@ def _compared(
 
 
 def _status(value: Tensor, held: Tensor) -> tuple[str, Difference | None]:
-    if _same_bytes(value, held) or bit_equal(value, held):
+    if same_bytes(value, held) or bit_equal(value, held):
         return EXACT, None
     if value.dtype != held.dtype and bit_equal(value.to(held.dtype), held):
         rounded = not bit_equal(held.to(value.dtype), value)
@@ -136,13 +137,6 @@ def _status(value: Tensor, held: Tensor) -> tuple[str, Difference | None]:
         return FINER, difference_of(value, held)
     difference = difference_of(value, held)
     return (ROUNDED if difference.rounded_to else DIFFERENT), difference
-
-
-def _same_bytes(value: Tensor, held: Tensor) -> bool:
-    if value.dtype != held.dtype or value.shape != held.shape:
-        return False
-    one, other = (t.contiguous().reshape(-1) for t in (value, held))
-    return not one.numel() or torch.equal(one.view(torch.uint8), other.view(torch.uint8))
 
 
 def _sample(part: Tensor) -> bytes:

@@ -229,7 +229,7 @@ def test_constants_are_ambiguous_and_settled_by_place() -> None:
     entries = {entry["reference"]: entry for entry in matched(reference, native)}
     for key in ("blocks.1.norm3.weight", "blocks.2.self_attn.q.bias"):
         assert (entries[key]["relation"], entries[key]["native"]) == ("ambiguous", diffusers_name(key))
-        assert entries[key]["confidence"] == "low"
+        assert entries[key]["confidence"] == "medium"
 
 
 def test_ties_and_duplicates() -> None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from fixtures.checkpoints import fastvideo_like, longcat_like, noisy
 from parity.cli import app
+from parity.commands.weights import gathering
+from parity.commands.weights.progress import Progress
 from parity.weights.matching.matcher import Matcher
 
 
@@ -84,6 +89,69 @@ def test_an_interrupted_run_is_resumed(tmp_path: Path, monkeypatch: pytest.Monke
     assert done["matches"][0]["rel_l2"] == 0.125
     save_file(longcat_like(3), paths[0])
     assert "other checkpoints" in called("match", *paths, "-o", report, "--resume").stderr
+
+
+class Killed(BaseException):
+    """Ends a run as kill -9 does: nothing is written after it."""
+
+
+@pytest.mark.parametrize("moment", ["finding", "measuring"])
+def test_a_killed_run_is_resumed_to_the_same_report(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, report = saved(tmp_path, noise=0.01), tmp_path / "r.json"
+    assert called("match", *paths, "-o", str(tmp_path / "whole.json")).exit_code == 0
+    told: list[str] = []
+
+    def killing(self: Progress, stage: str, count: int) -> None:
+        told.append(stage)
+        if told.count(moment) == 30:
+            raise Killed
+
+    monkeypatch.setattr(gathering, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(os, "fsync", lambda number: None)  # many reports, none of which has to outlive the machine
+    with monkeypatch.context() as patched:
+        patched.setattr(Progress, "tell", killing)
+        with pytest.raises(Killed):
+            called("match", *paths, "-o", str(report))
+    partial = json.loads(report.read_text(encoding="utf-8"))
+    assert not partial["complete"]
+    assert partial["pending"]
+    assert called("match", *paths, "-o", str(report), "--resume").exit_code == 0
+    resumed, whole = (json.loads((tmp_path / name).read_text(encoding="utf-8")) for name in ("r.json", "whole.json"))
+    assert resumed == whole
+
+
+def test_ctrl_c_while_measuring_leaves_a_partial_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths, report = saved(tmp_path), tmp_path / "r.json"
+    monkeypatch.setattr(Matcher, "_doubted", lambda *_: signal.raise_signal(signal.SIGINT))
+    result = called("match", *paths, "-o", str(report))
+    assert (result.exit_code, "--resume" in result.stderr) == (1, True)
+    held = json.loads(report.read_text(encoding="utf-8"))
+    assert (held["complete"], held["matches"]) == (False, [])
+    assert len(held["pending"]) > 40
+    assert "(partial)" in result.stdout
+
+
+def test_packed_weights_are_said_to_be_packed(tmp_path: Path) -> None:
+    packed = torch.randint(0, 255, (64, 64), dtype=torch.uint8)
+    save_file({"a.weight": packed, "a.weight.absmax": torch.rand(64)}, tmp_path / "a.safetensors")
+    save_file({"a.weight": torch.randn(128, 64)}, tmp_path / "b.safetensors")
+    paths = [str(tmp_path / name) for name in ("a.safetensors", "b.safetensors")]
+    assert "1 tensors are packed as bitsandbytes 4 bit (a.weight, ...)" in called("inspect", paths[0]).stdout
+    held = json.loads(called("match", *paths, "--json").stdout)
+    assert "dequantise first" in held["notes"][0]
+    why = {entry["reference"]: entry["why"] for entry in held["matches"]}
+    assert "packed as bitsandbytes 4 bit" in why["a.weight"]
+
+
+def test_progress_tells_rate_and_time_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 0.0, 2.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    progress = Progress({"measuring": (8_000_000_000, "bytes")}, quiet=False)
+    for _ in range(2):
+        progress.tell("measuring", 2_000_000_000)
+    assert "measuring 4.0 of 8.0 GB, 2.00 GB/s, 2 s left" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

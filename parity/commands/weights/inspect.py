@@ -23,6 +23,7 @@ from parity.io.checkpoints import Checkpoint
 from parity.io.outputs import write_out
 from parity.weights.anatomy import anatomy_of
 from parity.weights.names import printable
+from parity.weights.packed import packed_words
 
 EPILOG = examples(
     "parity weights inspect model.safetensors",
@@ -64,7 +65,7 @@ def describe(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
         "dtypes": {dtype: dict(counts) for dtype, counts in sorted(dtypes.items())},
         "kinds": dict(Counter(_kind(key) for key in checkpoint.stored)), **anatomy_of(checkpoint.shapes).as_dict(),
         "unwrapped": list(checkpoint.unwrapped), "left_out": list(checkpoint.left_out),
-        "problems": checkpoint.problems,
+        "problems": checkpoint.problems, "notes": packed_words(checkpoint.stored),
         "keys": {key: {"dtype": held.dtype_name, "shape": list(held.shape)} for key, held in checkpoint.stored.items()},
     }  # fmt: skip
 
@@ -101,7 +102,8 @@ def render(described: dict[str, Any], tree: list[str]) -> str:
     ]
     wide = max(len(name) for name, held in rows if held)
     words = [printable(f"  {name:<{wide}}  {held}") for name, held in rows if held]
-    problems = [printable(f"  problem: {text}") for text in described["problems"][:20]]
+    problems = [printable(f"  note: {text}") for text in described["notes"]]
+    problems += [printable(f"  problem: {text}") for text in described["problems"][:20]]
     return "\n".join([printable(described["model"]), *words, *problems, "", *tree])
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from parity.commands.frame import JsonOption, emit, examples, reported
+from parity.commands.weights.gathering import Gathering, known_of
 from parity.commands.weights.options import (
     NameOption,
     NativeArgument,
@@ -19,13 +19,12 @@ from parity.commands.weights.options import (
     named,
     opened,
 )
-from parity.commands.weights.progress import Progress
+from parity.commands.weights.progress import BYTES, Progress
 from parity.errors import UsageError
 from parity.io.checkpoints import Checkpoint
-from parity.io.matchreports import read_match_report, write_match_report
-from parity.weights.matching.matcher import Matcher, Options, identity
-from parity.weights.matching.summary import blocks_of, summary_of
+from parity.weights.matching.matcher import Options
 from parity.weights.names import printable, unnumbered
+from parity.weights.packed import packed_words
 
 EPILOG = examples(
     "parity weights match original.safetensors port/ -o report.json",
@@ -56,59 +55,37 @@ def match(
 ) -> None:
     """Find which tensor is which by value, whatever the names: renamed, fused, split, transposed, permuted, cast.
 
-    Says "ambiguous" for constants and "unrelated" where nothing fits. Ctrl-C leaves a partial report; --resume goes on.
+    Says "ambiguous" for constants and "unrelated" where nothing fits. Ctrl-C, or a killed process, leaves a partial
+    report; --resume goes on.
     Exits 0 where every reference tensor was found, 1 where one is unrelated or the run was interrupted.
     """
     with reported(json_out):
         one, other = opened([reference, native], revision, subfolder)
         names = named(name, [reference, native])
         options = Options(sample_size, _bytes(memory), max_weights)
-        known = _known(out, one, other) if resume else {}
-        size = sum(stored.nbytes for c in (one, other) for stored in c.stored.values())
-        progress = Progress({"reading": size, "measuring": size}, json_out)
-        held, complete = _matched(Matcher(one, other, options, progress.tell), known, _head(one, other, names))
-        if out is not None:
-            write_match_report(out, held)
+        known = known_of(out, one, other) if resume else {}
+        progress = Progress(_totals(one, other), json_out)
+        held = Gathering((one, other), _head(one, other, names), options, progress, out).run(known)
         emit(held, render(held), json_out)
-        if not complete and out is not None:
-            typer.echo(f"parity: interrupted; go on with the same command and --resume: {out}", err=True)
+        if not held["complete"]:
+            how = f"go on with the same command and --resume: {out}" if out else "with -o REPORT.json it could go on"
+            typer.echo(f"parity: interrupted; {how}", err=True)
     unrelated = any(entry["relation"] == "unrelated" for entry in held["matches"])
-    raise typer.Exit(int(unrelated or not complete))
+    raise typer.Exit(int(unrelated or not held["complete"]))
 
 
-def _matched(matcher: Matcher, known: Mapping[str, Any], head: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """Gather entries until all are there or Ctrl-C is pressed."""
-    entries: list[dict[str, Any]] = []
-    complete = False
-    try:
-        for entry in matcher.entries(known):
-            entries.append(entry)
-        complete = True
-    except KeyboardInterrupt:
-        entries += [entry for key, entry in known.items() if key not in {identity(e) for e in entries}]
-    held = {
-        **head, "complete": complete, "summary": summary_of(entries), "blocks": blocks_of(entries),
-        "matches": entries, "unmatched_native": matcher.unmatched_native if complete else [],
-    }  # fmt: skip
-    return held, complete
+def _totals(one: Checkpoint, other: Checkpoint) -> dict[str, tuple[int, str]]:
+    size = 2 * sum(stored.nbytes for stored in other.stored.values())
+    both = len(one.stored) + len(other.stored)
+    return {"looking": (both, "tensors"), "finding": (len(other.stored), "tensors"), "measuring": (size, BYTES)}
 
 
 def _head(one: Checkpoint, other: Checkpoint, names: list[str]) -> dict[str, Any]:
     shapes = {side: {key: list(held.shape) for key, held in c.stored.items()}
               for side, c in (("reference", one), ("native", other))}  # fmt: skip
     identities = {"reference": one.identity(), "native": other.identity()}
-    return {"reference": names[0], "native": names[1], "identities": identities, "shapes": shapes}
-
-
-def _known(out: Path | None, one: Checkpoint, other: Checkpoint) -> dict[str, Any]:
-    if out is None:
-        raise UsageError("--resume goes on with a report: name it by -o REPORT.json")
-    if not out.exists():
-        return {}
-    held = read_match_report(out)
-    if held.get("identities") != {"reference": one.identity(), "native": other.identity()}:
-        raise UsageError(f"{out} is of other checkpoints, or they changed since\nrun without --resume")
-    return {identity(entry): entry for entry in held["matches"] if entry.get("native") is not None}
+    notes = [f"{side}: {text}" for side, held in shapes.items() for text in packed_words(held)]
+    return {"reference": names[0], "native": names[1], "identities": identities, "shapes": shapes, "notes": notes}
 
 
 def _bytes(text: str) -> int:
@@ -132,6 +109,7 @@ def render(held: dict[str, Any]) -> str:
     lines = [
         f"{held['reference']} -> {held['native']}" + ("" if held["complete"] else "  (partial)"),
         f"mean cosine {summary['mean_cosine_similarity']:.6f}; similarity: {bands}", f"relations: {relations}",
+        *(f"note: {note}" for note in held["notes"]),
         *(f"  {block}: mean cosine {b['mean_cosine']:.6f} over {b['tensors']}"
           for block, b in list(held["blocks"].items())[:8]),
         *(_line(group) for group in groups[:_SHOWN]),

@@ -45,15 +45,22 @@ class CheckpointFile:
             self._open_pickle()
 
     def _open_safetensors(self) -> None:
+        number, scattered = self._opened(), self._opened()
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(scattered, 0, 0, os.POSIX_FADV_RANDOM)
+        header = _read_header(self.path, number)
+        self.metadata = header.metadata
+        name = self.path.name
+        self.stored = {key: StoredBytes(held, (scattered, number), f"{key!r} of {name}")
+                       for key, held in header.entries.items()}  # fmt: skip
+
+    def _opened(self) -> int:
         try:
             number = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be opened: {error.strerror}") from error
         weakref.finalize(self, os.close, number)
-        header = _read_header(self.path, number)
-        self.metadata = header.metadata
-        name = self.path.name
-        self.stored = {key: StoredBytes(held, number, f"{key!r} of {name}") for key, held in header.entries.items()}
+        return number
 
     def _open_pickle(self) -> None:
         state, self.nested = _state_dict(_unpickled(self.path), self.path)

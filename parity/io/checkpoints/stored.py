@@ -24,6 +24,8 @@ TORCH_DTYPES = {
 """torch's dtype by the header's name; None or absent where this torch has none."""
 NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items() if dtype is not None}
 _MOST_AT_ONCE = 1 << 30
+_LONG = 1 << 17
+"""Reads of so many bytes are part of reading on."""
 
 
 class Stored(Protocol):
@@ -41,12 +43,19 @@ class Stored(Protocol):
 
 
 class StoredBytes:
-    """A tensor of a safetensors file."""
+    """A tensor of a safetensors file.
 
-    def __init__(self, entry: Entry, number: int, name: str) -> None:
+    Args:
+        entry: its place.
+        numbers: the file opened twice: for small reads, which the kernel is told are scattered, and for long ones. Its
+            readahead would make a sample of a cold file read most of it.
+        name: for messages.
+    """
+
+    def __init__(self, entry: Entry, numbers: tuple[int, int], name: str) -> None:
         self.dtype_name, self.shape = entry.dtype, entry.shape
         self.nbytes = entry.stop - entry.start
-        self._start, self._number, self._name = entry.start, number, name
+        self._start, self._numbers, self._name = entry.start, numbers, name
         if entry.dtype == "F4" and entry.shape:
             self.shape = (*entry.shape[:-1], entry.shape[-1] // 2)  # torch packs two in one element
 
@@ -78,10 +87,10 @@ class StoredBytes:
         return buffer.view(dtype)
 
     def _fill(self, view: memoryview, at: int) -> None:
-        done = 0
+        done, number = 0, self._numbers[len(view) >= _LONG]
         while done < len(view):
             try:
-                count = os.preadv(self._number, [view[done : done + _MOST_AT_ONCE]], at + done)
+                count = os.preadv(number, [view[done : done + _MOST_AT_ONCE]], at + done)
             except OSError as error:
                 raise CheckpointError(f"{self._name} cannot be read: {error.strerror}") from error
             if not count:

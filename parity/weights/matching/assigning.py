@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from parity.weights.matching.lines import SURE, Ints, Lines, Norms, Part
+from parity.weights.matching.lines import SURE, Lines, Norms, Part
+from parity.weights.matching.rows import Ints
 
 _FOLLOWED = 0.97
 """Share of the sure lines, by norm, an order has to explain."""

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from parity.errors import KeyMapError
-from parity.weights.matching.lines import Assignment, Ints, Part, is_quantised
-from parity.weights.matching.sketch import Sketch, matrix_shape
+from parity.weights.matching.lines import Assignment, Part, is_quantised
+from parity.weights.matching.rows import Ints, matrix_shape
+from parity.weights.matching.sketch import Sketch
 from parity.weights.orders import described, order_from
 from parity.weights.piece import Piece
 

@@ -1,123 +1,134 @@
-"""Exact numbers for a pair that was found: cosine, Pearson, relative L2, streamed in chunks and summed in float64."""
+"""Exact numbers for what was found: every native element once against its reference, in chunks compared as read.
+
+Letters in shapes: n lines, L length of a line.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
+from itertools import chain, islice
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from parity.weights.matching.lines import Assignment, Ints, Part, is_quantised
-from parity.weights.matching.sketch import matrix_shape
-from parity.weights.source import ElementSource, computable
+from parity.weights.matching.lines import Assignment, Part, is_quantised
+from parity.weights.matching.moments import Moments, all_numbers, same_bytes
+from parity.weights.matching.rows import Ints, Rows, matrix_shape, runs_of
+from parity.weights.source import ElementSource
 
 _CHUNK = 1 << 18
-
-
-class Moments:
-    """Sums over paired values, in float64."""
-
-    def __init__(self) -> None:
-        self.n = 0
-        self.sums = torch.zeros(6, dtype=torch.float64)
-        self._means = torch.zeros(2, dtype=torch.float64)
-        self._shift: tuple[Tensor, Tensor] | None = None
-
-    def add(self, expected: Tensor, actual: Tensor) -> None:
-        """Take a chunk. Shapes: both [n], float64."""
-        if self._shift is None:  # Pearson in one pass fails where there is a mean: sums are about the first chunk's
-            self._shift = expected.mean(), actual.mean()
-        e, a = expected - self._shift[0], actual - self._shift[1]
-        d = actual - expected
-        parts = (expected.dot(expected), actual.dot(actual), d.dot(d))
-        self.sums += torch.stack((*parts, e.dot(e), a.dot(a), e.dot(a)))
-        self._means += torch.stack((e.sum(), a.sum()))
-        self.n += expected.numel()
-
-    def metrics(self) -> dict[str, float]:
-        """Return cosine, pearson and rel_l2; NaN against zeros or a constant."""
-        if not self.n:
-            return dict.fromkeys(("cosine", "pearson", "rel_l2"), math.nan)
-        ee, aa, dd, e2, a2, ea = self.sums.tolist()
-        e1, a1 = self._means.tolist()
-        x, y = math.sqrt(ee), math.sqrt(aa)
-        cosine = 1 - (dd - (x - y) ** 2) / (2 * x * y) if x and y else (1.0 if dd == 0 else math.nan)
-        ve, va, cov = e2 - e1 * e1 / self.n, a2 - a1 * a1 / self.n, ea - e1 * a1 / self.n
-        pearson = cov / math.sqrt(ve * va) if ve > 0 and va > 0 else (1.0 if dd == 0 else math.nan)
-        rel_l2 = math.sqrt(dd) / x if x else (0.0 if dd == 0 else math.inf)
-        return {"cosine": min(cosine, 1.0), "pearson": max(min(pearson, 1.0), -1.0), "rel_l2": rel_l2}
+"""Elements compared at once: both sides' stay in the processor's cache."""
+Pair = tuple[Tensor, Tensor]
 
 
 class Measurer:
-    """Measures parts of native tensors against the references they come from.
+    """Measures parts of native tensors against the references they come from; of one thread, for its buffers.
 
-    Runs of rows are streamed; a tensor whose lines are out of order is kept whole, the last of each side.
+    Args:
+        reference, native: both checkpoints.
+        tell: called with the bytes compared.
     """
 
     def __init__(self, reference: ElementSource, native: ElementSource, tell: Callable[[int], None]) -> None:
-        self._reference, self._native, self._tell = reference, native, tell
-        self._buffers = {id(source): torch.empty(0, dtype=torch.uint8) for source in (reference, native)}
-        self._kept: dict[str, tuple[str, Tensor]] = {}
+        self._rows, self._tell = (Rows(reference), Rows(native)), tell
+        self._whole: dict[int, tuple[str, Tensor]] = {}
 
     def measure(self, key: str, found: Assignment, part: Part) -> dict[str, float]:
-        """Return the metrics of one part of a native tensor; sums are taken only where values differ."""
-        if all(e.dtype == a.dtype and torch.equal(e, a) for e, a in self._pairs(key, found, part)):
+        """Return the metrics of one part of a native tensor, NaN where it holds a NaN or inf."""
+        pairs = self._pairs(key, found, part)
+        same, first = 0, None
+        for first in pairs:
+            if not (same_bytes(*first) and all_numbers(first[0])):
+                break
+            same, first = same + 1, None
+        if first is None:
             return {"cosine": 1.0, "pearson": 1.0, "rel_l2": 0.0}
-        moments = Moments()
-        scaled = is_quantised(self._native.info(key).dtype) and not is_quantised(self._reference.info(part.key).dtype)
-        for expected, actual in self._pairs(key, found, part):
-            e, a = expected.double(), actual.double()
-            if scaled:
-                a = a * ((e * a).sum(1, keepdim=True) / (a * a).sum(1, keepdim=True).clamp_min(1e-300))
-            moments.add(e.reshape(-1), a.reshape(-1))
+        moments, scaled = Moments(), self._scaled(key, part)
+        for expected, actual in chain([first], pairs, islice(self._pairs(key, found, part), same)):
+            moments.add(expected, _fitted(expected, actual) if scaled else actual)
         return moments.metrics()
 
-    def _pairs(self, key: str, found: Assignment, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield chunks of paired lines. Shapes: [lines, length] both."""
-        length = self._length(self._native, key, found.axis)
+    def _scaled(self, key: str, part: Part) -> bool:
+        """Whether the native's rows are stored with scales of their own, and the reference's not."""
+        return is_quantised(self._info(1, key)[2]) and not is_quantised(self._info(0, part.key)[2])
+
+    def _info(self, side: int, key: str) -> tuple[int, int, torch.dtype]:
+        info = self._rows[side].source.info(key)
+        return *matrix_shape(tuple(info.shape)), info.dtype
+
+    def _pairs(self, key: str, found: Assignment, part: Part) -> Iterator[Pair]:
+        """Yield chunks of paired lines, valid until the next. Shapes: [n, L] both."""
+        itemsizes = self._info(0, part.key)[2].itemsize + self._info(1, key)[2].itemsize
+        if found.reshape:
+            pairs = self._same_elements(key, part)
+        elif found.axis == part.axis == 1:
+            pairs = self._columns(key, part)
+        else:
+            pairs = self._lines(key, found.axis, part)
+        for expected, actual in pairs:
+            yield expected, actual
+            self._tell(expected.numel() * itemsizes)
+
+    def _same_elements(self, key: str, part: Part) -> Iterator[Pair]:
+        rows, columns, _ = self._info(1, key)
+        step = max(_CHUNK // max(columns, 1), 1)
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            expected = self._rows[0].stored(part.key, start, stop, columns)
+            yield expected, self._rows[1].stored(key, start, stop, columns)
+
+    def _columns(self, key: str, part: Part) -> Iterator[Pair]:
+        """Yield rows of both sides with the columns paired."""
+        rows, columns, _ = self._info(1, key)
+        theirs = self._info(0, part.key)[1]
+        step = max(_CHUNK // max(columns, theirs), 1)
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            expected = self._rows[0].stored(part.key, start, stop, theirs)
+            actual = self._rows[1].stored(key, start, stop, columns)
+            yield _selected(expected, part.reference, 1), _selected(actual, part.native, 1)
+
+    def _lines(self, key: str, axis: int, part: Part) -> Iterator[Pair]:
+        rows, columns, _ = self._info(1, key)
+        length = rows if axis else columns
         step = max(_CHUNK // max(length, 1), 1)
         for start in range(0, len(part.native), step):
             at, there = part.native[start : start + step], part.reference[start : start + step]
-            if found.reshape:
-                yield self._same_elements(key, part.key, at), self._rows(self._native, key, at)
-            else:
-                expected = self._lines(self._reference, part.key, part.axis, there)
-                yield expected, self._lines(self._native, key, found.axis, at)
-            self._tell(2 * len(at) * length * self._native.info(key).dtype.itemsize)
+            yield self._taken(0, part.key, part.axis, there), self._taken(1, key, axis, at)
 
-    def _length(self, source: ElementSource, key: str, axis: int) -> int:
-        rows, columns = matrix_shape(tuple(source.info(key).shape))
-        return rows if axis else columns
+    def _taken(self, side: int, key: str, axis: int, lines: Ints) -> Tensor:
+        """Return lines as they are stored; columns from the whole tensor, the last of which is kept."""
+        rows, columns, _ = self._info(side, key)
+        if axis == 0:
+            return self._gathered(self._rows[side], key, lines, columns)
+        if self._whole.get(side, ("", None))[0] != key:
+            self._whole.pop(side, None)
+            self._whole[side] = key, self._rows[side].stored(key, 0, rows, columns).clone()
+        return _selected(self._whole[side][1], lines, 1).t().contiguous()
 
-    def _same_elements(self, key: str, reference: str, at: Ints) -> Tensor:
-        columns = self._length(self._native, key, 0)
-        first, last = int(at[0]) * columns, (int(at[-1]) + 1) * columns
-        return _plain(self._reference.get_elements(reference, first, last)).view(-1, columns)
-
-    def _lines(self, source: ElementSource, key: str, axis: int, at: Ints) -> Tensor:
-        if axis == 0 and len(at) and int(at[-1]) - int(at[0]) + 1 == len(at) and (at[1:] > at[:-1]).all():
-            return self._rows(source, key, at)
-        return self._whole(source, key).index_select(axis, torch.from_numpy(at)).movedim(axis, 0)
-
-    def _rows(self, source: ElementSource, key: str, at: Ints) -> Tensor:
-        columns = self._length(source, key, 0)
-        needed = len(at) * columns * 8
-        if self._buffers[id(source)].numel() < needed:
-            self._buffers[id(source)] = torch.empty(needed, dtype=torch.uint8)
-        values = source.get_elements(key, int(at[0]) * columns, (int(at[-1]) + 1) * columns, self._buffers[id(source)])
-        return _plain(values).view(-1, columns)
-
-    def _whole(self, source: ElementSource, key: str) -> Tensor:
-        """Return a tensor as a matrix; the last of each side is kept."""
-        side = "native" if source is self._native else "reference"
-        if self._kept.get(side, ("", None))[0] != key:
-            self._kept.pop(side, None)
-            shape = matrix_shape(tuple(source.info(key).shape))
-            values = _plain(source.get_elements(key, 0, shape[0] * shape[1])).view(shape)
-            self._kept[side] = key, values if values.element_size() > 1 else values.float()
-        return self._kept[side][1]
+    def _gathered(self, rows: Rows, key: str, lines: Ints, columns: int) -> Tensor:
+        """Return rows in any order, read in runs of their own order."""
+        order = np.argsort(lines, kind="stable")
+        ordered = lines[order]
+        runs = list(runs_of(ordered))
+        if len(runs) == 1:
+            read = rows.stored(key, int(ordered[0]), int(ordered[-1]) + 1, columns)
+        else:
+            parts = [rows.stored(key, int(ordered[a]), int(ordered[b - 1]) + 1, columns).clone() for a, b in runs]
+            read = torch.cat(parts)
+        return _selected(read, np.argsort(order, kind="stable"), 0)
 
 
-def _plain(values: Tensor) -> Tensor:
-    return values.abs() if values.is_complex() else computable(values)
+def _selected(values: Tensor, lines: Ints, axis: int) -> Tensor:
+    """Return lines of a matrix; itself where that is all of them in order."""
+    if len(lines) == values.shape[axis] and bool((lines == np.arange(len(lines))).all()):
+        return values
+    plain = values.view(torch.uint8) if values.element_size() == 1 else values
+    return plain.index_select(axis, torch.from_numpy(lines)).view(values.dtype)
+
+
+def _fitted(expected: Tensor, actual: Tensor) -> Tensor:
+    """Return quantised rows, each by the scale that fits best. Shapes: [n, L]."""
+    e, a = expected.double(), actual.double()
+    return a * ((e * a).sum(1, keepdim=True) / (a * a).sum(1, keepdim=True).clamp_min(1e-300))

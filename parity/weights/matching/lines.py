@@ -13,9 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from parity.weights.matching.rows import Ints
 from parity.weights.matching.sketch import Sketch
 
-Ints = npt.NDArray[np.int64]
 Norms = npt.NDArray[np.float32]
 SURE = 0.7
 """Cosine of two sketches above which a line is taken to be another."""

@@ -1,14 +1,13 @@
 """Find, for every native tensor of many lines, the reference lines it is made of.
 
-First as its kind was found in another block, then as a whole (the same lines in the same order, on either axis), then
-line by line: a few strong lines are looked up among all reference lines of their length, and vote for the tensors the
-native one is made of.
+First as a whole (the same lines in the same order, on either axis), then line by line: a few strong lines are looked up
+among all reference lines of their length, and vote for the tensors the native one is made of.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -29,81 +28,40 @@ class Search:
     """Looks native tensors up among the reference's.
 
     Args:
-        references: sketches by key; those that are constant or not finite are passed over.
         places: where tensors stand, which decides between equals.
         probes: lines of a tensor that are looked up one by one.
     """
 
-    def __init__(self, references: Mapping[str, Sketch], places: Places, probes: int = 24) -> None:
-        self._references = {key: held for key, held in references.items() if held.constant is None and held.finite}
+    def __init__(self, places: Places, probes: int = 24) -> None:
+        self._references: dict[str, Sketch] = {}
         self._places, self._probes = places, probes
         self._by_form: dict[tuple[int, int], list[tuple[Lines, Tensor]]] = defaultdict(list)
         self._by_length: dict[int, list[Lines]] = defaultdict(list)
         self._pools: dict[int, tuple[Tensor, list[Tensor]]] = {}
-        self._learned: dict[str, list[Assignment]] = defaultdict(list)
-        self._learned_block: dict[int, int] = {}
-        self._known: set[tuple[str, int]] = set()
-        self.add(self._references.values())
+
+    def has(self, key: str) -> bool:
+        """Whether a reference was taken in."""
+        return key in self._references
 
     def add(self, references: Iterable[Sketch]) -> None:
-        """Take in the lines of sketches that were not there before: rows, and later columns."""
-        self._pools.clear()
+        """Take in the rows and columns of references that are sketched whole."""
         for held in references:
-            if held.values is not None or held.constant is not None or not held.finite:
-                continue
             self._references[held.key] = held
             for axis in (0, 1):
                 lines = Lines(held, axis)
-                if lines.count and (held.key, axis) not in self._known:
-                    self._known.add((held.key, axis))
-                    self._by_form[lines.count, lines.length].append((lines, _signature(lines)))
-                    self._by_length[lines.length].append(lines)
+                self._pools.pop(lines.length, None)
+                self._by_form[lines.count, lines.length].append((lines, _signature(lines)))
+                self._by_length[lines.length].append(lines)
 
     def find(self, native: Sketch, last: bool = True) -> Assignment | None:
-        """Return where a tensor's lines come from; None where nothing fits.
+        """Return where a tensor's lines come from, among the references taken in; None where nothing fits.
 
-        `last`: take a faint likeness too, since no columns will be added.
+        `last`: take a faint likeness too, since no more references will be taken in.
         """
-        found = self._as_elsewhere(native) or self._whole(native)
+        found = self._whole(native)
         if found is None or found.cosine < SURE:
             found = self._by_lines(native) or found
-        if found is None or found.cosine < (FAINT if last else SURE):
-            return None
-        if found.cosine >= SURE:
-            self._places.learn(native.key, [part.key for part in found.parts], certain=True)
-            self._remember(native.key, found)
-        return found
-
-    def _remember(self, key: str, found: Assignment) -> None:
-        known = self._learned[self._places.template(key)]
-        if len(known) < 4:
-            known.append(found)
-            self._learned_block[id(found)] = self._places.block(key) or 0
-
-    def _as_elsewhere(self, native: Sketch) -> Assignment | None:
-        """Try what was found for the same kind of tensor in another block."""
-        block = self._places.block(native.key)
-        if block is None:
-            return None
-        for known in self._learned[self._places.template(native.key)]:
-            parts = [self._moved(part, block - self._learned_block[id(known)]) for part in known.parts]
-            good = [part for part in parts if part is not None]
-            lines = Lines(native, known.axis)
-            if lines.count and len(good) == len(parts) and all(self._fits(lines, part) for part in good):
-                found = judged(lines, good, self._references)
-                if found.cosine >= SURE and self._consistent(lines, good):
-                    return found
-        return None
-
-    def _moved(self, part: Part, blocks: int) -> Part | None:
-        template, block = self._places.reference_place(part.key)
-        key = self._places.reference_at(template, None if block is None else block + blocks)
-        return Part(key, part.axis, part.native, part.reference) if key in self._references and key else None
-
-    def _fits(self, native: Lines, part: Part) -> bool:
-        lines = Lines(self._references[part.key], part.axis)
-        return bool(lines.length == native.length and part.reference.max() < lines.count
-                    and part.native.max() < native.count)  # fmt: skip
+        return None if found is None or found.cosine < (FAINT if last else SURE) else found
 
     def _consistent(self, native: Lines, parts: Iterable[Part]) -> bool:
         return all(consistent(native, part, Lines(self._references[part.key], part.axis)) for part in parts)

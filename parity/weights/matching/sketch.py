@@ -1,29 +1,36 @@
-"""Sketches: every row, and where needed every column, of a tensor as a few numbers, in one pass each.
+"""Sketches: rows, and where needed columns, of a tensor as a few numbers.
 
 A line (row or column) is centred, multiplied by a fixed random matrix that belongs to its length alone, and made a unit
 vector. Two lines then have about the same cosine as before, whichever tensor, file or axis they come from: a row of a
 fused projection equals the row it was, a row of a transposed weight the column it was.
 
-Letters in shapes: I, J rows and columns of a tensor seen as a matrix, K size of a sketch.
+A few rows of every tensor are sketched first; they tell most of what there is to tell. All lines are sketched only of
+tensors that these leave open.
+
+Letters in shapes: I, J rows and columns of a tensor seen as a matrix, m rows looked at first, K size of a sketch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from parity.weights.source import ElementSource, computable
+from parity.weights.matching.rows import Ints, Rows, matrix_shape
+from parity.weights.source import ElementSource
 
-K = 32
+K = 64
 """Numbers in the sketch of a line."""
 FEW_LINES = 16
 """Tensors of so few rows or columns are kept whole and compared exactly: their sketches would tell too little."""
+SLABS, SLAB = 8, 2
+"""A first look takes so many runs, of so many rows each."""
+LINE_BYTES = 2 * K + 4
 _MOST_KEPT = 1 << 22
-_CHUNK = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -33,12 +40,15 @@ class Sketch:
     Args:
         key, shape, dtype: of the tensor.
         rows, columns: of its matrix, see `matrix_shape`.
-        lines: unit sketches of rows [I, K] and of columns [J, K] in float16, where they were made; a constant line is
-            zero.
+        seen: the rows looked at first [m].
+        seen_lines: their unit sketches [m, K] and the norms of the centred rows [m].
+        lines: unit sketches of all rows [I, K] and all columns [J, K] in float16, where they were made; a constant line
+            is zero.
         norms: of the centred lines, as their sketches estimate them. Shapes: [I], [J].
         values: the whole tensor in float32 where it has few lines. Shapes: [I, J].
         constant: the one value all elements have.
-        finite: whether it holds no NaN or inf.
+        finite: whether there is anything but NaN and inf in what was looked at.
+        packed: the format in which several values share an element, so that they cannot be compared.
     """
 
     key: str
@@ -46,29 +56,23 @@ class Sketch:
     dtype: torch.dtype
     rows: int
     columns: int
+    seen: Ints
+    seen_lines: tuple[Tensor, Tensor]
     lines: tuple[Tensor, Tensor]
     norms: tuple[Tensor, Tensor]
     values: Tensor | None
     constant: float | None
     finite: bool
+    packed: str | None = None
 
     def length(self, axis: int) -> int:
         """Return the length of a line: of rows (axis 0) or columns (axis 1)."""
         return self.rows if axis else self.columns
 
-
-def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return rows and columns of a tensor seen as a matrix: leading ones dropped, later dims flattened.
-
-    >>> matrix_shape((1, 6, 64)), matrix_shape((64, 16, 1, 2, 2)), matrix_shape((64,))
-    ((6, 64), (64, 64), (1, 64))
-    """
-    sizes = list(shape)
-    while len(sizes) > 2 and sizes[0] == 1:
-        sizes.pop(0)
-    if len(sizes) < 2:
-        return 1, math.prod(sizes)
-    return sizes[0], math.prod(sizes[1:])
+    @property
+    def telling(self) -> bool:
+        """Whether its values can tell it from others."""
+        return self.finite and self.constant is None and self.packed is None
 
 
 class Projections:
@@ -80,7 +84,7 @@ class Projections:
     def of(self, length: int) -> Tensor:
         """Return the matrix of a length. Shapes: [length, K + 1]."""
         if length not in self._made:
-            if sum(held.numel() for held in self._made.values()) > 1 << 25:
+            if sum(held.numel() for held in self._made.values()) > 1 << 24:
                 self._made.clear()
             generator = torch.Generator().manual_seed(length)
             random = torch.randn(length, K, generator=generator) / math.sqrt(K)
@@ -88,86 +92,81 @@ class Projections:
         return self._made[length]
 
 
+def rows_to_see(rows: int) -> Ints:
+    """Return the rows of a first look: runs at eighths, so that a tensor and its equal parts share some.
+
+    >>> rows_to_see(48).tolist()
+    [0, 1, 6, 7, 12, 13, 18, 19, 24, 25, 30, 31, 36, 37, 42, 43]
+    """
+    starts = np.arange(SLABS) * rows // SLABS
+    return np.unique((starts[:, None] + np.arange(SLAB)).reshape(-1))
+
+
 class Sketcher:
-    """Sketches tensors of a source, each read in chunks into the same buffers.
+    """Sketches tensors of a source.
 
     Args:
         source: what to read.
-        tell: called with the bytes read since the last call.
+        tell: called with the bytes of each tensor that is read whole.
     """
 
     def __init__(self, source: ElementSource, tell: Callable[[int], None] = lambda _: None) -> None:
+        self.rows = Rows(source)
         self._source, self._tell = source, tell
         self._projections = Projections()
-        self._raw = torch.empty(_CHUNK * 8, dtype=torch.uint8)
-        self._wide = torch.empty(_CHUNK)
 
-    def rows(self, key: str) -> Sketch:
-        """Return the sketch of a tensor's rows, or all its values where it has few lines."""
+    def first(self, key: str) -> Sketch:
+        """Return what a few rows tell, or all values where there are few lines."""
         info = self._source.info(key)
         rows, columns = matrix_shape(tuple(info.shape))
-        whole = rows * columns
-        few = min(rows, columns) <= FEW_LINES and whole <= _MOST_KEPT
-        sums = torch.zeros(0 if few else rows, K + 1)
-        kept = torch.empty(rows, columns) if few else None
+        few = min(rows, columns) <= FEW_LINES and rows * columns <= _MOST_KEPT
+        seen: Ints = np.arange(rows) if few else rows_to_see(rows)
+        values = self.rows.take(key, seen) if columns else torch.empty(rows, 0)
+        lines = _units(values @ self._projections.of(columns), self._projections.of(columns), columns) \
+            if not few else _NOTHING  # fmt: skip
+        whole_rows = values.isfinite().all(dim=1)
+        finite = bool(values.numel()) and bool(whole_rows.all() if few else whole_rows.any())
+        low, high = (float(v) for v in values.aminmax()) if values.numel() else (0.0, 1.0)
+        if low == high and not few:
+            low, high = self._range(key)
+        return Sketch(key, tuple(info.shape), info.dtype, rows, columns, seen, lines, (_NOTHING[0], _NOTHING[0]),
+                      (_NOTHING[1], _NOTHING[1]), values if few else None,
+                      low if low == high else None, finite)  # fmt: skip
+
+    def full(self, sketch: Sketch) -> Sketch:
+        """Return a sketch with those of all rows and columns; the tensor is read once."""
+        rows, columns = sketch.rows, sketch.columns
+        by_column, by_row = self._projections.of(rows), self._projections.of(columns)
+        sums = torch.zeros(rows, K + 1), torch.zeros(columns, K + 1)
+        for start, stop, chunk in self.rows.all(sketch.key):
+            torch.mm(chunk, by_row, out=sums[0][start:stop])
+            sums[1].addmm_(chunk.t(), by_column[start:stop])
+        self._tell(rows * columns * sketch.dtype.itemsize)
+        lines, norms = zip(_units(sums[0], by_row, columns), _units(sums[1], by_column, rows), strict=True)
+        return replace(sketch, lines=(lines[0].half(), lines[1].half()), norms=norms)
+
+    def _range(self, key: str) -> tuple[float, float]:
+        """Return the least and the most of a tensor of which a few rows are constant, as far as they agree."""
         low, high = math.inf, -math.inf
-        for start, stop, chunk in self._chunks(key, rows, columns):
-            least, most = chunk.aminmax()
-            low, high = _wider(low, high, float(least), float(most))
-            if kept is not None:
-                kept[start:stop] = chunk
-            else:
-                torch.mm(chunk, self._projections.of(columns), out=sums[start:stop])
-        constant = low if low == high and whole else None
-        finite = math.isfinite(low) and math.isfinite(high)
-        units, norms = _units(sums, self._projections.of(0 if few else columns), columns)
-        empty = torch.zeros(0, K, dtype=torch.float16), torch.zeros(0)
-        return Sketch(key, tuple(info.shape), info.dtype, rows, columns, (units, empty[0]), (norms, empty[1]),
-                      kept, constant, finite)  # fmt: skip
-
-    def with_columns(self, sketch: Sketch) -> Sketch:
-        """Return a sketch with that of the columns added; the tensor is read once more."""
-        if sketch.values is not None or len(sketch.lines[1]) or not sketch.finite:
-            return sketch
-        sums = torch.zeros(sketch.columns, K + 1)
-        projection = self._projections.of(sketch.rows)
-        for start, stop, chunk in self._chunks(sketch.key, sketch.rows, sketch.columns):
-            sums.addmm_(chunk.t(), projection[start:stop])
-        units, norms = _units(sums, projection, sketch.rows)
-        return replace(sketch, lines=(sketch.lines[0], units), norms=(sketch.norms[0], norms))
-
-    def _chunks(self, key: str, rows: int, columns: int) -> Iterator[tuple[int, int, Tensor]]:
-        """Yield row ranges in float32; a row that is longer than the buffers gets buffers of its own."""
-        if not rows * columns:
-            return
-        raw, wide = self._raw, self._wide
-        if columns > _CHUNK:
-            raw, wide = torch.empty(columns * 8, dtype=torch.uint8), torch.empty(columns)
-        step = max(wide.numel() // columns, 1)
-        for start in range(0, rows, step):
-            stop = min(start + step, rows)
-            read = computable(self._source.get_elements(key, start * columns, stop * columns, raw))
-            plain = read.abs() if read.is_complex() else read
-            chunk = wide[: plain.numel()].copy_(plain)
-            self._tell(read.numel() * read.element_size())
-            yield start, stop, chunk.view(stop - start, columns)
+        for _, _, chunk in self.rows.all(key):
+            least, most = (float(value) for value in chunk.aminmax())
+            low, high = min(low, least), max(high, most)
+            if low != high:  # NaN too: no constant
+                return 0.0, 1.0
+        return low, high
 
 
-def _wider(low: float, high: float, least: float, most: float) -> tuple[float, float]:
-    """Return the range widened; NaN stays NaN."""
-    if math.isnan(least) or math.isnan(low):
-        return math.nan, math.nan
-    return min(low, least), max(high, most)
+_NOTHING = torch.zeros(0, K), torch.zeros(0)
 
 
 def _units(sums: Tensor, projection: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """Centre and normalise sketches; the sketch of a centred line is its sketch less its mean times that of ones.
 
-    Shapes: sums [n, K + 1] to [n, K] float16 and norms [n].
+    Shapes: sums [n, K + 1] to [n, K] and norms [n].
     """
     mean = sums[:, K:] / max(length, 1)
     centred = sums[:, :K] - mean * projection[:, :K].sum(0)
     norm = centred.norm(dim=1, keepdim=True)
     still = norm > 1e-5 * (sums[:, :K].norm(dim=1, keepdim=True) + 1e-30)
-    units = torch.where(still, centred / norm.clamp_min(1e-30), 0.0).nan_to_num_(0.0, 0.0, 0.0).half()
+    units = torch.where(still, centred / norm.clamp_min(1e-30), 0.0).nan_to_num_(0.0, 0.0, 0.0)
     return units, torch.where(still, norm, 0.0).squeeze(1).nan_to_num_(0.0, 0.0, 0.0)

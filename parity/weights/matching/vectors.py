@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from parity.weights.matching.lines import Assignment, Ints, Part
+from parity.weights.matching.lines import Assignment, Part
 from parity.weights.matching.places import Places
+from parity.weights.matching.rows import Ints
 from parity.weights.matching.sketch import Sketch
 
 _SAME = 1e-5
@@ -61,11 +62,12 @@ class Vectors:
             return None
         for values in (native.values, native.values.t()) if native.rows > 1 else (native.values,):
             scores = self._unit_rows(native.values.numel()) @ _unit(values.reshape(1, -1))[0]
-            enough = torch.tensor([self._enough(native, key) for key in keys])
-            best = float(torch.where(scores >= enough, scores, -1.0).max())
-            if best > 0:
-                equal = [keys[int(n)] for n in ((scores > best - _SAME) & (scores >= enough)).nonzero().flatten()]
-                key = self._places.preferred(native.key, equal)
+            likely = (scores >= _LEAST).nonzero().flatten().tolist()
+            good = {number: float(scores[number]) for number in likely}
+            good = {number: score for number, score in good.items() if score >= self._enough(native, keys[number])}
+            if good:
+                best = max(good.values())
+                key = self._places.preferred(native.key, [keys[n] for n, score in good.items() if score > best - _SAME])
                 return _as_a_whole(native, self._references[key], best, values is not native.values)
         return None
 
@@ -109,7 +111,7 @@ class Vectors:
         values = [self._references[part.key].values for part in parts]
         there = torch.cat([v[0, torch.from_numpy(p.reference)] for v, p in zip(values, parts, strict=True)])  # type: ignore[index]
         cosine = float(_unit(native.values[:1, torch.from_numpy(at)])[0] @ _unit(there[None])[0])
-        covered = len(np.unique(at)) / native.columns
+        covered = len(at) / native.columns
         return Assignment(1, tuple(parts), cosine, covered) if cosine >= needed(len(at)) else None
 
     def _windows(self, native: Sketch) -> Assignment | None:

@@ -1,0 +1,129 @@
+"""Place what values cannot tell, constants and gains drowned in noise, by where others of the kind belong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+
+import numpy as np
+
+from parity.weights.matching.confidence import BESIDE, CONSTANT, IN_BLOCK, NAMED, PLACE
+from parity.weights.matching.lines import Assignment, Part
+from parity.weights.matching.places import Places
+from parity.weights.matching.sketch import Sketch
+
+_BEYOND, _AHEAD = 4.0, 3.0
+"""Standard deviations of chance by which a correlation counts, and by which it has to lead."""
+
+
+class Settler:
+    """Places tensors by the evidence of their place.
+
+    Args:
+        references, natives: sketches by key.
+        places: where tensors stand.
+        large: assignments found by value of tensors of many lines, which vouch for their siblings.
+    """
+
+    def __init__(
+        self, references: Mapping[str, Sketch], natives: Mapping[str, Sketch], places: Places,
+        large: Mapping[str, Assignment],
+    ) -> None:  # fmt: skip
+        self._ours, self._theirs, self._places, self._large = references, natives, places, large
+
+    def settled(self, found: Mapping[str, Assignment]) -> Iterator[tuple[str, Assignment, str]]:
+        """Yield native key, assignment and how it was settled, of each tensor that is not found and can be."""
+        used = {part.key for held in found.values() for part in held.parts}
+        left = [held for key, held in self._theirs.items() if key not in found]
+        for settle in (self._in_block, self._by_place):
+            for native in list(left):
+                if (placed := settle(native, used)) is not None:
+                    left.remove(native)
+                    used.add(placed[0])
+                    yield native.key, _whole(native, self._ours[placed[0]]), placed[1]
+
+    def _in_block(self, native: Sketch, used: Collection[str]) -> tuple[str, str] | None:
+        """Return the one tensor of the block that resembles this one beyond chance, and plainly more than others."""
+        if native.values is None or not native.telling:
+            return None
+        alike = [held for held in self._of_block(native) if held.key not in used]
+        scores = sorted(((_pearson(native, held), held.key) for held in alike), reverse=True)
+        if not scores:
+            return None
+        chance = 1 / math.sqrt(native.values.numel())
+        behind = scores[1][0] if len(scores) > 1 else 0.0
+        sure = scores[0][0] > _BEYOND * chance and scores[0][0] - max(behind, 0.0) > _AHEAD * chance
+        return (scores[0][1], IN_BLOCK) if sure else None
+
+    def _of_block(self, native: Sketch) -> Iterator[Sketch]:
+        """Yield references of few lines and this size in the blocks that this one's siblings come from."""
+        assert native.values is not None
+        for key, held in self._ours.items():
+            if held.values is not None and held.telling and held.values.numel() == native.values.numel() \
+                    and self._places.corroborated(native.key, key):  # fmt: skip
+                yield held
+
+    def _by_place(self, native: Sketch, used: Collection[str]) -> tuple[str, str] | None:
+        for key in self._beside(native.key) + self._places.expected(native.key):
+            if key not in used and (how := self._how(native, key)) is not None:
+                return key, how
+        return None
+
+    def _how(self, native: Sketch, key: str) -> str | None:
+        """Return how a tensor can be settled by its place: equal constants, or few values that do not contradict it."""
+        reference = self._ours[key]
+        if math.prod(reference.shape) != math.prod(native.shape) or not native.finite:
+            return None
+        vouched = self._vouched(native, key)
+        if native.constant is not None:
+            return None if native.constant != reference.constant else NAMED if vouched else CONSTANT
+        if native.values is None or reference.values is None or not reference.telling:
+            return None
+        one, other = native.values.reshape(-1).double(), reference.values.reshape(-1).double()
+        alike = float(one.dot(other)) >= 0.5 * float(one.norm() * other.norm())
+        if not alike or not (vouched or self._places.corroborated(native.key, key)):
+            return None
+        return BESIDE if vouched else PLACE
+
+    def _beside(self, native: str) -> list[str]:
+        """Return the tensor of the same name beside the reference its module's other tensor was found whole in."""
+        module, _, name = native.rpartition(".")
+        out = []
+        for sibling, held in self._large.items():
+            if sibling.rpartition(".")[0] == module and len(held.parts) == 1 and _in_order(held.parts[0]):
+                key = f"{held.parts[0].key.rpartition('.')[0]}.{name}"
+                out += [key] if key in self._ours else []
+        return out
+
+    def _vouched(self, native: Sketch, key: str) -> bool:
+        """Whether siblings leave no choice: of its own module, or no other tensor of the block could be meant."""
+        if key in self._beside(native.key):
+            return True
+        block = self._places.reference_place(key)[1]
+        if block is None or not self._places.corroborated(native.key, key):
+            return False
+        alike = [held for held in self._ours.values() if self._places.reference_place(held.key)[1] == block
+                 and held.shape == self._ours[key].shape and held.constant == native.constant]  # fmt: skip
+        return len(alike) == 1
+
+
+def _pearson(one: Sketch, other: Sketch) -> float:
+    assert one.values is not None
+    assert other.values is not None
+    a, b = (values.reshape(-1).double() for values in (one.values, other.values))
+    a, b = a - a.mean(), b - b.mean()
+    size = float(a.norm() * b.norm())
+    return float(a.dot(b)) / size if size else 0.0
+
+
+def _in_order(part: Part) -> bool:
+    return bool((np.diff(part.reference) == 1).all() and (np.diff(part.native) == 1).all())
+
+
+def _whole(native: Sketch, reference: Sketch) -> Assignment:
+    if native.rows == reference.rows == 1:
+        elements = np.arange(native.columns)
+        return Assignment(1, (Part(reference.key, 1, elements, elements),), 0.0, 1.0)
+    lines = np.arange(native.rows)
+    reshape = (native.rows, native.columns) != (reference.rows, reference.columns)
+    return Assignment(0, (Part(reference.key, 0, lines, lines),), 0.0, 1.0, reshape)
