@@ -65,7 +65,9 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """One of same, scaled, different."""
+        """One of same, scaled, different, or nothing compared."""
+        if not (self.rows or self.missing_keys or self.unexpected_keys or self.shapes):
+            return "nothing compared"
         if not (self.apart or self.missing_keys or self.unexpected_keys or self.shapes):
             return "same"
         return "different" if self.factor is None else "scaled"
@@ -155,6 +157,8 @@ def _verdict(found: Comparison, names: tuple[str, str]) -> str:
     largest = max((row.rel_l2 for row in found.rows.values()), default=0.0)
     if found.verdict == "same":
         return f"same: {count} targets, largest relative distance {largest:.1e}"
+    if found.verdict == "nothing compared":
+        return "nothing compared: no target could be read on either side"
     if found.factor is not None:
         return f"scaled: {names[1]} is {_worded(found.factor)} {names[0]} in all {count} targets"
     wrong = len(found.apart)
