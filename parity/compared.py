@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from parity.about import About, places_of
 from parity.errors import RecordError
 from parity.execution.decisions import Decisions
-from parity.execution.passes import OUTPUT, Restart
+from parity.execution.passes import Restart
 from parity.execution.trace import Trace
 from parity.identity import asked_for, check_inputs, check_same, key_of
 from parity.io.recording import RECORDING, RecordingFolder
@@ -67,9 +66,11 @@ class RecordedNative:
     def learn_constants(self, draw: DrawOf) -> None:
         """Nothing: it was done when the native was recorded."""
 
-    def baseline(self, draw: DrawOf) -> Tensor:
-        """Return the output without the LoRA."""
-        return self._trace(draw, "baseline").values[OUTPUT].low
+    def without_lora(self, draw: DrawOf) -> Trace:
+        """Return the free-running pass without the LoRA, of the other state where it is here; else its output."""
+        off = replace(draw, lora=False)
+        held = off.name in self.manifest["draws"]
+        return self._trace(off, "free") if held else self._trace(draw, "baseline")
 
     def free(self, draw: DrawOf) -> Trace:
         """Return the free-running pass.
@@ -148,6 +149,11 @@ class ComparedSession:
             yield
         finally:
             self.taps = kept
+
+    def lora_found(self) -> dict[str, Any]:
+        """Return what each side that was looked at made of the LoRA, as it was recorded."""
+        with as_written(self._native.folder.path, RECORDING):
+            return dict(printable(self._native.manifest.get("lora", {})))
 
     def finer_weights(self, lora: bool) -> list[str]:
         """List the native's weights that were rounded copies of finer values in a LoRA state."""

@@ -72,6 +72,10 @@ class LiveSide:
         """Return the output of a free-running pass without taps."""
         return self.runner(()).run(draw.inputs).values[OUTPUT].low
 
+    def without_lora(self, draw: DrawOf) -> Trace:
+        """Return the free-running pass without the LoRA, which is off now."""
+        return self.runner().run(draw.inputs)
+
     def free(self, draw: DrawOf) -> Trace:
         """Return the free-running pass, without shadows."""
         return self.runner().run(draw.inputs, sink=self.sinks("free"))

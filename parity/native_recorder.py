@@ -80,6 +80,7 @@ class _NativeRecording:
             "identity": identity,
             "about": {"record": self._about.record, "known": dict(self._about.known), "wrong": self._wrong()},
             "has_tables": self._live.has_tables,
+            "lora": self._session.lora_found(),
             "made_with": versions(),
             "draws": dict(sorted(held.items())),
         })  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor
 
 from parity.errors import RecordError
-from parity.execution.passes import OUTPUT
 from parity.execution.storage import bits
 from parity.execution.tap import Tap
 from parity.execution.trace import Trace
@@ -135,9 +135,11 @@ class Recorded:
     def learn_constants(self, draw: DrawOf) -> None:
         """Nothing: it was done when the reference was recorded."""
 
-    def baseline(self, draw: DrawOf) -> Tensor:
-        """Return the output without the LoRA."""
-        return self._trace(draw, "baseline").values[OUTPUT].low
+    def without_lora(self, draw: DrawOf) -> Trace:
+        """Return the free-running pass without the LoRA, of the other state where it is here; else its output."""
+        off = replace(draw, lora=False)
+        held = off.name in self._manifest["draws"]
+        return self._trace(off, "free") if held else self._trace(draw, "baseline")
 
     def free(self, draw: DrawOf) -> Trace:
         """Return the free-running pass."""

@@ -132,8 +132,8 @@ class ReferenceStage(Protocol):
     def learn_constants(self, draw: DrawOf) -> None:
         """Learn the exact values of tables cached in the first call; once."""
 
-    def baseline(self, draw: DrawOf) -> Tensor:
-        """Return the output without the LoRA, which is off now."""
+    def without_lora(self, draw: DrawOf) -> Trace:
+        """Return the free-running pass without the LoRA, which is off now; of a recording maybe its output alone."""
 
     def free(self, draw: DrawOf) -> Trace:
         """Return the free-running pass, without shadows."""
@@ -192,6 +192,9 @@ class JudgedSession(Protocol):
     def finer_weights(self, lora: bool) -> list[str]:
         """List the native's weights that are rounded copies of finer values."""
 
+    def lora_found(self) -> Mapping[str, Any]:
+        """Return what each side that was looked at made of the LoRA, once it was on."""
+
 
 class NativeStage(Protocol):
     """The native's part of every draw."""
@@ -203,8 +206,8 @@ class NativeStage(Protocol):
     def learn_constants(self, draw: DrawOf) -> None:
         """Learn the exact values of tables cached in the first call; once."""
 
-    def baseline(self, draw: DrawOf) -> Tensor:
-        """Return the output without the LoRA, which is off now."""
+    def without_lora(self, draw: DrawOf) -> Trace:
+        """Return the free-running pass without the LoRA, which is off now; of a recording maybe its output alone."""
 
     def free(self, draw: DrawOf) -> Trace:
         """Return the free-running pass, without shadows."""

@@ -218,13 +218,19 @@ def _merge(weight: Tensor, target: LoraTarget) -> tuple[float, Callable[[], None
     data, old = weight.detach(), weight.detach().clone()
     delta = target.delta(torch.float32).to(weight.device)
     data.copy_((data.float() + delta).to(data.dtype))
-    size = norm(delta) ** 2
-    kept = float(((data.float() - old.float()) * delta).sum(dtype=torch.float64)) / size if size else 1.0
+    kept = kept_share(data, old, delta)
 
     def undo() -> None:
         data.copy_(old)
 
     return kept, undo
+
+
+def kept_share(new: Tensor, old: Tensor, delta: Tensor) -> float:
+    """Return how much of a change is in a weight once it is merged: the projection of what changed on it."""
+    size = norm(delta) ** 2
+    moved = new.detach().float() - old.float()
+    return float((moved * delta).sum(dtype=torch.float64)) / size if size else 1.0
 
 
 def _warn_of_swallowed(report: AppliedReport) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from parity.lora.delta import Apart, apart, deltas_of
+from parity.lora.factors import near, worded_factor
 from parity.lora.formats.names import flattened
 from parity.lora.loaded import LoadedLora, Target
 from parity.lora.problems import some
@@ -59,8 +60,8 @@ class Comparison:
             return None
         middle = median(row.ratio for row in self.rows.values())
         sign = math.copysign(1.0, median(row.cosine for row in self.rows.values()))
-        near = max(self.rtol, 1e-6)
-        same = all(_near(row.ratio, middle, near) and abs(row.cosine - sign) < near for row in self.rows.values())
+        limit = max(self.rtol, 1e-6)
+        same = all(near(row.ratio, middle, limit) and abs(row.cosine - sign) < limit for row in self.rows.values())
         return sign * middle if same else None
 
     @property
@@ -124,10 +125,6 @@ def _left_over(target: Target, other: Target | None) -> Iterator[str]:
         yield from (name for name in _changing(target) if name not in known)
 
 
-def _near(value: float, wanted: float, tolerance: float) -> bool:
-    return abs(value - wanted) <= tolerance * max(abs(wanted), 1e-300)
-
-
 def rendered(found: Comparison, names: tuple[str, str]) -> str:
     """Return the comparison in words: the verdict, then what differs."""
     lines = [_verdict(found, names)]
@@ -160,22 +157,7 @@ def _verdict(found: Comparison, names: tuple[str, str]) -> str:
     if found.verdict == "nothing compared":
         return "nothing compared: no target could be read on either side"
     if found.factor is not None:
-        return f"scaled: {names[1]} is {_worded(found.factor)} {names[0]} in all {count} targets"
+        return f"scaled: {names[1]} is {worded_factor(found.factor)} {names[0]} in all {count} targets"
     wrong = len(found.apart)
     return f"different: {wrong} of {count} common targets differ, largest relative distance {largest:.2e}"
 
-
-def _worded(factor: float) -> str:
-    """Name a factor, as exactly as it deserves.
-
-    >>> _worded(2.0000000001), _worded(0.33)
-    ('exactly 2 x', '0.33 x')
-    """
-    for whole in (round(factor, 3), 1 / round(1 / factor, 3) if factor and round(1 / factor, 3) else factor):
-        if whole and _near(factor, whole, 1e-7) and _simple(whole):
-            return f"exactly {whole:g} x"
-    return f"{factor:.6g} x"
-
-
-def _simple(value: float) -> bool:
-    return _near(value, round(value * 4) / 4, 1e-9) or _near(1 / value, round(4 / value) / 4, 1e-9)

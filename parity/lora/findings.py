@@ -1,0 +1,288 @@
+"""What a loaded LoRA really does to each layer, against what its file says, and what that means in words.
+
+A layer is asked with a few drawn inputs, without the LoRA and with it; the difference of the two answers is what the
+LoRA does there, however it was loaded: beside the weight, merged into it, by a wrapper of another library.
+Letters in shapes: N rows of inputs, R rank, I inputs and O outputs of the layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from parity.lora.adapter import LoraAdapter, LoraTarget
+from parity.lora.apply import KEPT_LIMIT
+from parity.lora.factors import reason_for, worded_factor
+from parity.lora.problems import Severity, some
+
+_SAME = 0.999
+"""Cosine above which two changes point one way."""
+
+
+@dataclass(frozen=True)
+class ModuleEffect:
+    """What a LoRA does to one layer.
+
+    Args:
+        ratio: the share of what the file says that is there (its projection): 1 as it should, 0 none of it.
+        cosine: of what is there and what the file says; nan where there is nothing.
+        rel_l2: their relative distance.
+        kept: the share that the stored weight holds once merged; 1 where nothing is merged.
+    """
+
+    ratio: float
+    cosine: float
+    rel_l2: float
+    kept: float = 1.0
+
+
+@dataclass(frozen=True)
+class LoraFinding:
+    """One thing that is wrong with how a side applies a LoRA.
+
+    Args:
+        code: for scripts: not_applied, partly_applied, scaling, transposed, wrong_module, otherwise, swallowed,
+            left_behind, old_adapter, added_wrongly.
+        side: "reference" or "native".
+        message: in words.
+        severity: an error is another function than the file's, a warning is one of storage.
+        modules: the layers.
+    """
+
+    code: str
+    side: str
+    message: str
+    severity: Severity = "error"
+    modules: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as a record holds it."""
+        return {**asdict(self), "modules": list(self.modules)}
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What layers answered to drawn inputs: their exact values, without the LoRA and with it.
+
+    Args:
+        inputs: by width I. Shapes: [N, I].
+        off, on: by layer. Shapes: [N, O].
+        kept: by layer, the share of the change in its stored weight where it was merged.
+        unit: of the dtype A and B are stored in on this side.
+    """
+
+    inputs: Mapping[int, Tensor]
+    off: Mapping[str, Tensor]
+    on: Mapping[str, Tensor]
+    kept: Mapping[str, float] = field(default_factory=dict)
+    unit: float = 2.0**-23
+
+    @property
+    def tolerance(self) -> float:
+        """How far a change may be from the file's: A and B were rounded to the side's dtype."""
+        return max(8 * self.unit, 1e-5)
+
+    def change(self, path: str) -> Tensor | None:
+        """Return what the LoRA does at a layer; None where it was not asked."""
+        if path not in self.off or path not in self.on or self.off[path].shape != self.on[path].shape:
+            return None
+        return self.on[path] - self.off[path]
+
+    def changed(self, path: str) -> bool:
+        """Whether the LoRA does anything at a layer."""
+        change = self.change(path)
+        return change is not None and bool(change.any())
+
+
+def expected(target: LoraTarget, x: Tensor) -> Tensor:
+    """Return what a target adds to a layer's output. Shapes: x [N, I] to [N, O]."""
+    A, B = target.A.to(x), target.B.to(x)
+    return (x @ A.t()) @ B.t() * target.scaling
+
+
+def effects(adapter: LoraAdapter, answers: Answers) -> dict[str, ModuleEffect]:
+    """Return what the LoRA does to each target that was asked."""
+    out = {}
+    for path, target in adapter.targets.items():
+        change, x = answers.change(path), answers.inputs.get(target.A.shape[1])
+        if change is not None and x is not None and change.shape[-1] == target.B.shape[0]:
+            out[path] = _effect(change, expected(target, x), answers.kept.get(path, 1.0))
+    return out
+
+
+def _effect(found: Tensor, wanted: Tensor, kept: float = 1.0) -> ModuleEffect:
+    size, other, inner = float(wanted.norm()), float(found.norm()), float((found * wanted).sum())
+    if not size:
+        return ModuleEffect(1.0 if not other else math.inf, 1.0 if not other else 0.0, 0.0 if not other else math.inf)
+    cosine = inner / (size * other) if other else math.nan
+    return ModuleEffect(inner / size**2, cosine, float((found - wanted).norm()) / size, kept)
+
+
+Kind = Literal["right", "missing", "scaled", "transposed", "other"]
+
+
+def findings(side: str, adapter: LoraAdapter, answers: Answers) -> list[LoraFinding]:
+    """Say what is wrong with a LoRA that is on a side now."""
+    found = effects(adapter, answers)
+    live = {path: effect for path, effect in found.items() if adapter.targets[path].scaling}
+    by_kind: dict[Kind, list[str]] = {}
+    for path, effect in live.items():
+        by_kind.setdefault(_kind(adapter.targets[path], effect, answers, path), []).append(path)
+    strays = [path for path in answers.on if path not in adapter.targets and answers.changed(path)]
+    return [
+        *_missing(side, by_kind.get("missing", []), len(live)),
+        *_scaled(side, by_kind.get("scaled", []), adapter, live),
+        *_turned(side, by_kind.get("transposed", [])),
+        *_elsewhere(side, [*by_kind.get("other", []), *strays], adapter, answers),
+        *_swallowed(side, live),
+    ]
+
+
+def _kind(target: LoraTarget, effect: ModuleEffect, answers: Answers, path: str) -> Kind:
+    if effect.rel_l2 <= answers.tolerance and abs(effect.ratio - 1) <= max(answers.unit, 1e-5):
+        return "right"
+    if math.isnan(effect.cosine):
+        return "missing"
+    if abs(effect.cosine) >= _SAME:
+        return "scaled" if abs(effect.ratio - 1) > max(answers.unit, 1e-5) else "right"
+    change = answers.change(path)
+    assert change is not None
+    turned = _transposed(target, answers.inputs[target.A.shape[1]])
+    return "transposed" if turned is not None and _cosine(change, turned) >= _SAME else "other"
+
+
+def _transposed(target: LoraTarget, x: Tensor) -> Tensor | None:
+    """Return what the transposed change would add; None where it does not fit. Shapes: x [N, I] to [N, O]."""
+    A, B = target.A.to(x), target.B.to(x)
+    return (x @ B) @ A * target.scaling if A.shape[1] == B.shape[0] else None
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    size = float(a.norm() * b.norm())
+    return float((a * b).sum()) / size if size and a.shape == b.shape else 0.0
+
+
+def _missing(side: str, missing: list[str], count: int) -> Iterator[LoraFinding]:
+    if not missing:
+        return
+    if len(missing) == count:
+        yield LoraFinding("not_applied", side, f"applied to none of its {count} layers", modules=tuple(missing))
+        return
+    text = f"applied to {count - len(missing)} of {count} layers, not to {some(missing)}"
+    yield LoraFinding("partly_applied", side, text, modules=tuple(missing))
+
+
+def _scaled(
+    side: str, paths: list[str], adapter: LoraAdapter, found: Mapping[str, ModuleEffect]
+) -> Iterator[LoraFinding]:
+    groups: dict[str, list[str]] = {}
+    for path in paths:
+        groups.setdefault(f"{found[path].ratio:.3g}", []).append(path)
+    for same in sorted(groups.values(), key=len, reverse=True)[:3]:
+        ratio = found[same[0]].ratio
+        exactly = worded_factor(ratio)
+        factor = exactly if exactly.startswith("exactly") else f"{ratio:.3g} x"
+        text = f"scaling off by {factor} in {len(same)} of {len(found)} layers: {some(same)}"
+        why = reason_for(ratio, [adapter.targets[path] for path in same])
+        yield LoraFinding("scaling", side, text + (f"; {why}" if why else ""), modules=tuple(same))
+
+
+def _turned(side: str, paths: list[str]) -> Iterator[LoraFinding]:
+    if paths:
+        text = f"transposed in {len(paths)} layers: {some(paths)}"
+        yield LoraFinding("transposed", side, text, modules=tuple(paths))
+
+
+def _elsewhere(side: str, paths: list[str], adapter: LoraAdapter, answers: Answers) -> Iterator[LoraFinding]:
+    """Say which layer has the change that is meant for another, and which has one that is nobody's."""
+    meant = {path: source for path in paths if (source := _source(path, adapter, answers)) is not None}
+    if meant:
+        words = [f"{path} has what is meant for {source}" for path, source in meant.items()]
+        yield LoraFinding("wrong_module", side, f"on the wrong module: {some(words, 2)}", modules=tuple(meant))
+    if rest := [path for path in paths if path not in meant]:
+        text = f"another change than the file's in {len(rest)} layers: {some(rest)}"
+        yield LoraFinding("otherwise", side, text, modules=tuple(rest))
+
+
+def _source(path: str, adapter: LoraAdapter, answers: Answers) -> str | None:
+    change = answers.change(path)
+    if change is None:
+        return None
+    for name, target in adapter.targets.items():
+        x = answers.inputs.get(target.A.shape[1])
+        fits = x is not None and name != path and target.B.shape[0] == change.shape[-1]
+        if fits and x is not None and _cosine(change, expected(target, x)) >= _SAME:
+            return name
+    return None
+
+
+def _swallowed(side: str, found: Mapping[str, ModuleEffect]) -> Iterator[LoraFinding]:
+    low = {path: effect.kept for path, effect in found.items() if effect.kept < KEPT_LIMIT}
+    if low:
+        path = min(low, key=lambda name: low[name])
+        text = f"stored-weight rounding: merged, and {len(low)} of {len(found)} layers keep less than {KEPT_LIMIT:.0%}"
+        where = f"{text} of the effect, {low[path]:.0%} in {path}; apply it unmerged"
+        yield LoraFinding("swallowed", side, where, "warning", tuple(low))
+
+
+def left_behind(side: str, answers: Answers) -> list[LoraFinding]:
+    """Say which layers are not what they were once the LoRA was taken off: `on` is then what came after."""
+    found = [path for path in answers.off if answers.changed(path)]
+    if not found:
+        return []
+    text = f"still there in {len(found)} layers after it was taken off: {some(found)}"
+    return [LoraFinding("left_behind", side, text, modules=tuple(found))]
+
+
+def after_switch(side: str, old: LoraAdapter, new: LoraAdapter, answers: Answers) -> list[LoraFinding]:
+    """Say which layers the old adapter still changes after a switch to the new one."""
+    stale = [p for p in answers.on if p in old.targets and p not in new.targets and answers.changed(p)]
+    both = _both(old, new, answers)
+    if not stale and not both:
+        return []
+    text = f"after a switch the old adapter is still merged in {len(stale) + len(both)} layers"
+    return [LoraFinding("old_adapter", side, f"{text}: {some([*stale, *both])}", modules=(*stale, *both))]
+
+
+def _both(old: LoraAdapter, new: LoraAdapter, answers: Answers) -> list[str]:
+    """Return layers of both adapters that hold the sum of the two."""
+    found = []
+    for path in set(old.targets) & set(new.targets):
+        change, x = answers.change(path), answers.inputs[new.targets[path].A.shape[1]]
+        together = expected(old.targets[path], x) + expected(new.targets[path], x)
+        if change is not None and _effect(change, together).rel_l2 <= answers.tolerance:
+            found.append(path)
+    return sorted(found)
+
+
+def added(side: str, adapters: Iterable[LoraAdapter], answers: Answers) -> list[LoraFinding]:
+    """Say where several adapters that are on at once do not change a layer by the sum of what each does."""
+    wrong: dict[str, float] = {}
+    sums: dict[str, Tensor] = {}
+    for adapter in adapters:
+        for path, target in adapter.targets.items():
+            part = expected(target, answers.inputs[target.A.shape[1]])
+            sums[path] = sums[path] + part if path in sums else part
+    for path, wanted in sums.items():
+        change = answers.change(path)
+        if change is not None and (away := _effect(change, wanted).rel_l2) > answers.tolerance:
+            wrong[path] = away
+    if not wrong:
+        return []
+    text = f"two adapters at once are not the sum of both in {len(wrong)} of {len(sums)} layers"
+    worst = max(wrong, key=lambda name: wrong[name])
+    message = f"{text}: {100 * wrong[worst]:.3g} % off in {worst}"
+    return [LoraFinding("added_wrongly", side, message, modules=tuple(wrong))]
+
+
+def probes(widths: Iterable[int], rows: int, dtype: torch.dtype, device: torch.device) -> dict[int, Tensor]:
+    """Draw inputs for layers of these widths. Shapes: [N, I]."""
+    generator = torch.Generator().manual_seed(0x10A)
+    return {
+        width: torch.randn(rows, width, generator=generator).to(device, dtype) for width in sorted(set(widths))
+    }
