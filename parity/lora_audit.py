@@ -97,11 +97,29 @@ class LoraAudit:
     def _on(self, kept: Mapping[str, float]) -> None:
         answers = self._answers(self._ask(), kept)
         self.report.modules = effects(self.adapter, answers)
-        self.report.found += findings(self.side.label, self.adapter, answers)
+        found = findings(self.side.label, self.adapter, answers)
+        if found and self._forget_unsteady(answers):
+            found = findings(self.side.label, self.adapter, self._answers(self._ask(), kept))
+        self.report.found += found
 
     def after(self) -> None:
         """Look at the layers once the LoRA is off again."""
-        self._look(lambda: self.report.found.extend(left_behind(self.side.label, self._answers(self._ask()))))
+        self._look(self._after)
+
+    def _after(self) -> None:
+        answers = self._answers(self._ask())
+        found = left_behind(self.side.label, answers)
+        if found and self._forget_unsteady(answers):
+            found = left_behind(self.side.label, self._answers(self._ask()))
+        self.report.found += found
+
+    def _forget_unsteady(self, answers: Answers) -> bool:
+        """Leave out layers that answer otherwise when asked again: nothing can be said of them. Says whether any."""
+        again = self._ask()
+        unsteady = [path for path, value in answers.on.items() if not torch.equal(value, again[path])]
+        for path in unsteady:
+            self._paths.pop(path)
+        return bool(unsteady)
 
     def several(self) -> None:
         """Put two adapters on at once, and one after the other; a side that takes one at a time is told."""

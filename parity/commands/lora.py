@@ -9,6 +9,7 @@ import typer
 
 from parity.commands.frame import JsonOption, emit, examples, reported
 from parity.commands.key_maps import FORMS, key_map_named
+from parity.commands.lora_converter import EPILOG, converter
 from parity.errors import LoraFileError, UsageError
 from parity.io.lora_files import open_base, open_lora, write_lora
 from parity.lora import compare, inspect
@@ -226,5 +227,7 @@ def _convert_text(data: dict[str, object], problems: list[Problem]) -> str:
         lines.append(f"recompressed with loss: {len(lost)} targets, up to {share} of the change, in {worst}")
     return "\n".join([*lines, *inspect.told(problems)])
 
+
+app.command("converter", epilog=EPILOG)(converter)
 
 __all__ = ["app"]

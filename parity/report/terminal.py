@@ -32,7 +32,7 @@ def _lora(
     without = str(state["state"]).replace("lora_on", "lora_off", 1)
     off = {c["tap"]: c for c in every if (c["pair"], c["state"]) == (state["pair"], without)}
     rows = lora_rows(state["lora_comparison"], off, {c["tap"]: c for c in cases})
-    lines = [f" {line}" for line in lora_table(rows)]
+    lines = [f" {line}"[:width] for line in lora_table(rows)]
     for name, mark in (("lora_findings", _RED), ("lora_warnings", _YELLOW)):
         for words in state[name]:
             lines += _wrapped("lora", words, width, mark if color else "")
