@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +66,8 @@ class RecordedNative:
         """Nothing: it was done when the native was recorded."""
 
     def without_lora(self, draw: DrawOf) -> Trace:
-        """Return the free-running pass without the LoRA, of the other state where it is here; else its output."""
-        off = replace(draw, lora=False)
-        held = off.name in self.manifest["draws"]
-        return self._trace(off, "free") if held else self._trace(draw, "baseline")
+        """Return the free-running pass without the LoRA."""
+        return self._trace(draw, "baseline")
 
     def free(self, draw: DrawOf) -> Trace:
         """Return the free-running pass.
@@ -153,7 +150,8 @@ class ComparedSession:
     def lora_found(self) -> dict[str, Any]:
         """Return what each side that was looked at made of the LoRA, as it was recorded."""
         with as_written(self._native.folder.path, RECORDING):
-            return dict(printable(self._native.manifest.get("lora", {})))
+            native = dict(printable(self._native.manifest.get("lora", {})))
+        return {**self.recorded.lora_found, **native}
 
     def finer_weights(self, lora: bool) -> list[str]:
         """List the native's weights that were rounded copies of finer values in a LoRA state."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -96,6 +95,12 @@ class Recorded:
         """The parameters and persistent buffers by key, read when asked for."""
         return self.folder.tensors("weights")[0]
 
+    @property
+    def lora_found(self) -> Mapping[str, Any]:
+        """What the reference made of the LoRA's layers, where it was recorded with it."""
+        with as_written(self.folder.path, RECORDING):
+            return dict(printable(self._manifest.get("lora", {})))
+
     @cached_property
     def adapter(self) -> LoraAdapter | None:
         """The LoRA in the reference's module names."""
@@ -136,10 +141,8 @@ class Recorded:
         """Nothing: it was done when the reference was recorded."""
 
     def without_lora(self, draw: DrawOf) -> Trace:
-        """Return the free-running pass without the LoRA, of the other state where it is here; else its output."""
-        off = replace(draw, lora=False)
-        held = off.name in self._manifest["draws"]
-        return self._trace(off, "free") if held else self._trace(draw, "baseline")
+        """Return the free-running pass without the LoRA."""
+        return self._trace(draw, "baseline")
 
     def free(self, draw: DrawOf) -> Trace:
         """Return the free-running pass."""

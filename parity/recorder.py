@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from parity.identity import Identity, check_inputs, check_same, identity_of
 from parity.io.recording import RECORDING, RecordingFolder
 from parity.io.records import as_written
 from parity.io.tree import digests_of
-from parity.kept import PassRecorder, Tell, check_room, keep_inputs, output_only, passes_of
+from parity.kept import PassRecorder, Tell, check_room, keep_inputs, passes_of
 from parity.live import LiveReference
 from parity.loaded import LoadedSide, load_side, with_lora
 from parity.lora.adapter import LoraAdapter
+from parity.lora_audit import LoraAudit
 from parity.pair import Build, ModelPair, in_variant
 from parity.stage import DrawOf, Dtypes, Options, placed
 from parity.weights.load import tensors_of
@@ -154,6 +155,7 @@ class ReferenceRecording:
         self._at, self._target, self._tell = at_work, target, tell
         self._plan, self._live = at_work.plan, at_work.live
         self._draws = at_work.plan.draws()
+        self._lora: dict[str, Any] = {}
         self._passes = PassRecorder(target, at_work.live, at_work.plan.build.device, tell)
 
     def write(self) -> Path:
@@ -175,6 +177,7 @@ class ReferenceRecording:
             "about": self._at.about,
             "has_tables": self._live.has_tables,
             "made_with": versions(),
+            "lora": self._lora,
             "draws": dict(sorted(earlier.items())),
         })  # fmt: skip
 
@@ -183,6 +186,7 @@ class ReferenceRecording:
         if not (self._target.path / "manifest.json").exists():
             return {}
         held = self._target.manifest()
+        self._lora = dict(held.get("lora", {}))
         names = {d.name: passes_of(d, bool(held["has_tables"])) for d in self._draws}
         return {n: d for n, d in held["draws"].items() if n not in names or self._target.has_all(n, names[n])}
 
@@ -210,10 +214,10 @@ class ReferenceRecording:
 
     def _write_passes(self, draw: DrawOf) -> dict[str, Any]:
         if draw.lora:
-            self._passes.once(draw, "baseline", lambda: output_only(self._live.baseline(draw)))
+            self._passes.once(draw, "baseline", lambda: self._live.without_lora(draw), high=False)
         with ExitStack() as stack:
             if draw.lora and self._at.adapter is not None:
-                stack.enter_context(with_lora(self._at.side, self._at.adapter))
+                stack.enter_context(self._with_lora(draw, self._at.adapter))
             self._passes.once(draw, "free", lambda: self._live.free(draw), high=False)
             trace = self._passes.once(draw, "lockstep", lambda: self._live.trace(draw, self._plan.native_dtypes))
             for k in range(draw.options.twins):
@@ -222,6 +226,19 @@ class ReferenceRecording:
             if self._live.has_tables:
                 self._passes.once(draw, "as_stored", lambda: self._live.as_stored(draw, self._plan.native_dtypes))
             return self._described(draw, trace)
+
+    @contextmanager
+    def _with_lora(self, draw: DrawOf, adapter: LoraAdapter) -> Iterator[None]:
+        """Put the LoRA on; look the first time at what it does to each layer."""
+        audit = None if self._lora else LoraAudit(self._at.side, adapter, draw.inputs)
+        with with_lora(self._at.side, adapter) as kept:
+            if audit is not None:
+                audit.on(kept)
+            yield
+        if audit is not None:
+            audit.after()
+            audit.several()
+            self._lora = {"reference": audit.report.as_dict()}
 
     def _twin(self, draw: DrawOf, trace: Trace, k: int) -> Callable[[], Trace]:
         return lambda: self._live.twin(draw, self._plan.native_dtypes, trace, k)

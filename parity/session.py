@@ -207,7 +207,8 @@ class PairSession:
 
     def lora_found(self) -> dict[str, Any]:
         """Return what each resident side made of the LoRA, as a record holds it."""
-        return {side: report.as_dict() for side, report in self.lora_reports.items()}
+        recorded = {} if self.recorded is None else dict(self.recorded.lora_found)
+        return {**recorded, **{side: report.as_dict() for side, report in self.lora_reports.items()}}
 
     def _lora_sides(self) -> list[tuple[LoadedSide, LoraAdapter]]:
         """Return every resident side, with the LoRA in its names."""

@@ -133,7 +133,7 @@ class ReferenceStage(Protocol):
         """Learn the exact values of tables cached in the first call; once."""
 
     def without_lora(self, draw: DrawOf) -> Trace:
-        """Return the free-running pass without the LoRA, which is off now; of a recording maybe its output alone."""
+        """Return the free-running pass without the LoRA, which is off now."""
 
     def free(self, draw: DrawOf) -> Trace:
         """Return the free-running pass, without shadows."""
@@ -207,7 +207,7 @@ class NativeStage(Protocol):
         """Learn the exact values of tables cached in the first call; once."""
 
     def without_lora(self, draw: DrawOf) -> Trace:
-        """Return the free-running pass without the LoRA, which is off now; of a recording maybe its output alone."""
+        """Return the free-running pass without the LoRA, which is off now."""
 
     def free(self, draw: DrawOf) -> Trace:
         """Return the free-running pass, without shadows."""
@@ -232,6 +232,10 @@ class RecordedReference(ReferenceStage, Protocol):
     @property
     def adapter(self) -> LoraAdapter | None:
         """The pair's LoRA in the reference's module names."""
+
+    @property
+    def lora_found(self) -> Mapping[str, Any]:
+        """What the reference made of the LoRA's layers, where it was recorded with it."""
 
     @property
     def about(self) -> Mapping[str, Any]:

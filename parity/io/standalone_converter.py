@@ -185,12 +185,11 @@ def _taken(piece: Mapping[str, Any], pair: Pair) -> Pair:
 def _order(words: Mapping[str, Any]) -> torch.Tensor:
     """Return the order of rows that the table's words describe."""
     if "view" in words:
-        view = words["view"]
-        rows = torch.arange(math.prod(view)).reshape(view)
-        return rows.permute(words["dims"]).reshape(-1)
+        view, dims = ([int(n) for n in words[name]] for name in ("view", "dims"))
+        return torch.arange(math.prod(view)).reshape(view).permute(dims).reshape(-1)
     if "blocks" in words:
-        size = words["blocks"]
-        return (torch.tensor(words["order"])[:, None] * size + torch.arange(size)).reshape(-1)
+        size, order = int(words["blocks"]), torch.tensor(words["order"])
+        return (order[:, None] * size + torch.arange(size)).reshape(-1)
     return torch.tensor(words["rows"])
 
 
