@@ -20,17 +20,8 @@ from parity.execution.storage import bits
 from parity.execution.tap import Inputs
 from parity.loaded import LoadedSide, with_lora
 from parity.lora.adapter import LoraAdapter, LoraTarget
-from parity.lora.findings import (
-    Answers,
-    LoraFinding,
-    ModuleEffect,
-    added,
-    after_switch,
-    effects,
-    findings,
-    left_behind,
-    probes,
-)
+from parity.lora.effects import Answers, ModuleEffect, effects, probes
+from parity.lora.findings import LoraFinding, added, after_switch, findings, left_behind
 from parity.lora.varied import varied
 
 ROWS = 4
@@ -116,7 +107,7 @@ class LoraAudit:
     def _forget_unsteady(self, answers: Answers) -> bool:
         """Leave out layers that answer otherwise when asked again: nothing can be said of them. Says whether any."""
         again = self._ask()
-        unsteady = [path for path, value in answers.on.items() if not torch.equal(value, again[path])]
+        unsteady = [path for path, value in answers.on.items() if not _same(value, again[path])]
         for path in unsteady:
             self._paths.pop(path)
         return bool(unsteady)
@@ -172,6 +163,10 @@ class LoraAudit:
             self._shapes[path] = (value.shape[-1],)
             answers.append(value.reshape(-1))
         return torch.cat([value.to(torch.float64) for value in answers])
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def _layers(model: nn.Module, adapter: LoraAdapter) -> dict[str, int]:

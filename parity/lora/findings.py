@@ -1,15 +1,13 @@
-"""What a loaded LoRA really does to each layer, against what its file says, and what that means in words.
+"""What is wrong with how a side applies a LoRA, in words: from what its layers answered.
 
-A layer is asked with a few drawn inputs, without the LoRA and with it; the difference of the two answers is what the
-LoRA does there, however it was loaded: beside the weight, merged into it, by a wrapper of another library.
-Letters in shapes: N rows of inputs, R rank, I inputs and O outputs of the layer.
+Letters in shapes: N rows of inputs, I inputs and O outputs of the layer.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from parity.lora.adapter import LoraAdapter, LoraTarget
 from parity.lora.apply import KEPT_LIMIT
+from parity.lora.effects import Answers, ModuleEffect, effect_of, effects, expected
 from parity.lora.factors import reason_for, worded_factor
 from parity.lora.problems import Severity, some
 
@@ -25,29 +24,12 @@ _SAME = 0.999
 
 
 @dataclass(frozen=True)
-class ModuleEffect:
-    """What a LoRA does to one layer.
-
-    Args:
-        ratio: the share of what the file says that is there (its projection): 1 as it should, 0 none of it.
-        cosine: of what is there and what the file says; nan where there is nothing.
-        rel_l2: their relative distance.
-        kept: the share that the stored weight holds once merged; 1 where nothing is merged.
-    """
-
-    ratio: float
-    cosine: float
-    rel_l2: float
-    kept: float = 1.0
-
-
-@dataclass(frozen=True)
 class LoraFinding:
     """One thing that is wrong with how a side applies a LoRA.
 
     Args:
-        code: for scripts: not_applied, partly_applied, scaling, transposed, wrong_module, otherwise, swallowed,
-            left_behind, old_adapter, added_wrongly.
+        code: for scripts: not_applied, partly_applied, no_values, scaling, transposed, wrong_module, otherwise,
+            swallowed, left_behind, old_adapter, added_wrongly.
         side: "reference" or "native".
         message: in words.
         severity: an error is another function than the file's, a warning is one of storage.
@@ -65,65 +47,7 @@ class LoraFinding:
         return {**asdict(self), "modules": list(self.modules)}
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What layers answered to drawn inputs: their exact values, without the LoRA and with it.
-
-    Args:
-        inputs: by width I. Shapes: [N, I].
-        off, on: by layer. Shapes: [N, O].
-        kept: by layer, the share of the change in its stored weight where it was merged.
-        unit: of the dtype A and B are stored in on this side.
-    """
-
-    inputs: Mapping[int, Tensor]
-    off: Mapping[str, Tensor]
-    on: Mapping[str, Tensor]
-    kept: Mapping[str, float] = field(default_factory=dict)
-    unit: float = 2.0**-23
-
-    @property
-    def tolerance(self) -> float:
-        """How far a change may be from the file's: A and B were rounded to the side's dtype."""
-        return max(8 * self.unit, 1e-5)
-
-    def change(self, path: str) -> Tensor | None:
-        """Return what the LoRA does at a layer; None where it was not asked."""
-        if path not in self.off or path not in self.on or self.off[path].shape != self.on[path].shape:
-            return None
-        return self.on[path] - self.off[path]
-
-    def changed(self, path: str) -> bool:
-        """Whether the LoRA does anything at a layer."""
-        change = self.change(path)
-        return change is not None and bool(change.any())
-
-
-def expected(target: LoraTarget, x: Tensor) -> Tensor:
-    """Return what a target adds to a layer's output. Shapes: x [N, I] to [N, O]."""
-    A, B = target.A.to(x), target.B.to(x)
-    return (x @ A.t()) @ B.t() * target.scaling
-
-
-def effects(adapter: LoraAdapter, answers: Answers) -> dict[str, ModuleEffect]:
-    """Return what the LoRA does to each target that was asked."""
-    out = {}
-    for path, target in adapter.targets.items():
-        change, x = answers.change(path), answers.inputs.get(target.A.shape[1])
-        if change is not None and x is not None and change.shape[-1] == target.B.shape[0]:
-            out[path] = _effect(change, expected(target, x), answers.kept.get(path, 1.0))
-    return out
-
-
-def _effect(found: Tensor, wanted: Tensor, kept: float = 1.0) -> ModuleEffect:
-    size, other, inner = float(wanted.norm()), float(found.norm()), float((found * wanted).sum())
-    if not size:
-        return ModuleEffect(1.0 if not other else math.inf, 1.0 if not other else 0.0, 0.0 if not other else math.inf)
-    cosine = inner / (size * other) if other else math.nan
-    return ModuleEffect(inner / size**2, cosine, float((found - wanted).norm()) / size, kept)
-
-
-Kind = Literal["right", "missing", "scaled", "transposed", "other"]
+Kind = Literal["right", "broken", "missing", "scaled", "transposed", "other"]
 
 
 def findings(side: str, adapter: LoraAdapter, answers: Answers) -> list[LoraFinding]:
@@ -135,6 +59,7 @@ def findings(side: str, adapter: LoraAdapter, answers: Answers) -> list[LoraFind
         by_kind.setdefault(_kind(adapter.targets[path], effect, answers, path), []).append(path)
     strays = [path for path in answers.on if path not in adapter.targets and answers.changed(path)]
     return [
+        *_broken(side, by_kind.get("broken", [])),
         *_missing(side, by_kind.get("missing", []), len(live)),
         *_scaled(side, by_kind.get("scaled", []), adapter, live),
         *_turned(side, by_kind.get("transposed", [])),
@@ -144,14 +69,16 @@ def findings(side: str, adapter: LoraAdapter, answers: Answers) -> list[LoraFind
 
 
 def _kind(target: LoraTarget, effect: ModuleEffect, answers: Answers, path: str) -> Kind:
+    change = answers.change(path)
+    assert change is not None
+    if not bool(torch.isfinite(change).all()):
+        return "broken"
     if effect.rel_l2 <= answers.tolerance and abs(effect.ratio - 1) <= max(answers.unit, 1e-5):
         return "right"
     if math.isnan(effect.cosine):
         return "missing"
     if abs(effect.cosine) >= _SAME:
         return "scaled" if abs(effect.ratio - 1) > max(answers.unit, 1e-5) else "right"
-    change = answers.change(path)
-    assert change is not None
     turned = _transposed(target, answers.inputs[target.A.shape[1]])
     return "transposed" if turned is not None and _cosine(change, turned) >= _SAME else "other"
 
@@ -165,6 +92,12 @@ def _transposed(target: LoraTarget, x: Tensor) -> Tensor | None:
 def _cosine(a: Tensor, b: Tensor) -> float:
     size = float(a.norm() * b.norm())
     return float((a * b).sum()) / size if size and a.shape == b.shape else 0.0
+
+
+def _broken(side: str, paths: list[str]) -> Iterator[LoraFinding]:
+    if paths:
+        text = f"without values in {len(paths)} layers, which give NaN: {some(paths)}"
+        yield LoraFinding("no_values", side, text, modules=tuple(paths))
 
 
 def _missing(side: str, missing: list[str], count: int) -> Iterator[LoraFinding]:
@@ -255,7 +188,7 @@ def _both(old: LoraAdapter, new: LoraAdapter, answers: Answers) -> list[str]:
     for path in set(old.targets) & set(new.targets):
         change, x = answers.change(path), answers.inputs[new.targets[path].A.shape[1]]
         together = expected(old.targets[path], x) + expected(new.targets[path], x)
-        if change is not None and _effect(change, together).rel_l2 <= answers.tolerance:
+        if change is not None and effect_of(change, together).rel_l2 <= answers.tolerance:
             found.append(path)
     return sorted(found)
 
@@ -270,7 +203,7 @@ def added(side: str, adapters: Iterable[LoraAdapter], answers: Answers) -> list[
             sums[path] = sums[path] + part if path in sums else part
     for path, wanted in sums.items():
         change = answers.change(path)
-        if change is not None and (away := _effect(change, wanted).rel_l2) > answers.tolerance:
+        if change is not None and (away := effect_of(change, wanted).rel_l2) > answers.tolerance:
             wrong[path] = away
     if not wrong:
         return []
@@ -278,11 +211,3 @@ def added(side: str, adapters: Iterable[LoraAdapter], answers: Answers) -> list[
     worst = max(wrong, key=lambda name: wrong[name])
     message = f"{text}: {100 * wrong[worst]:.3g} % off in {worst}"
     return [LoraFinding("added_wrongly", side, message, modules=tuple(wrong))]
-
-
-def probes(widths: Iterable[int], rows: int, dtype: torch.dtype, device: torch.device) -> dict[int, Tensor]:
-    """Draw inputs for layers of these widths. Shapes: [N, I]."""
-    generator = torch.Generator().manual_seed(0x10A)
-    return {
-        width: torch.randn(rows, width, generator=generator).to(device, dtype) for width in sorted(set(widths))
-    }
