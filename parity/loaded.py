@@ -19,6 +19,7 @@ from parity.execution.storage import ShadowTable, bits
 from parity.execution.tap import Inputs, Tap
 from parity.lora.adapter import LoraAdapter
 from parity.lora.apply import applied, kept_share
+from parity.lora.dora import change_of
 from parity.pair import Build, Side
 
 
@@ -136,7 +137,7 @@ def _merged_weights(
     for path, (weight, old) in before.items():
         if torch.equal(weight, old):
             continue
-        delta = adapter.targets[path].delta().to(old.device)
+        delta = change_of(adapter.targets[path], old)
         finer = side.finer.get(id(weight), old).double() + delta
         slack = _rounding(finer, delta, weight.dtype)
         if id(weight) in side.finer:  # what it was merged into was rounded itself

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from parity.errors import LoraError
 from parity.io.lora_files import open_lora, write_lora
@@ -121,11 +121,17 @@ def loaded_from(adapter: LoraAdapter, names: Callable[[str], str] = str) -> Load
     targets = {}
     for path, one in adapter.targets.items():
         name, r = names(path), one.rank
+        extras = {} if one.magnitude is None else {"magnitude": partial(_same, one.magnitude)}
         targets[name] = Target(
             name, (one.B.shape[0], one.A.shape[1]), r, one.scaling * r, one.scaling, one.scaling_from,
-            partial(Factors, one.A, one.B), dtype=one.A.dtype, parameters=one.A.numel() + one.B.numel(), rank=r,
+            partial(Factors, one.A, one.B), extras,
+            dtype=one.A.dtype, parameters=one.A.numel() + one.B.numel(), rank=r,
         )  # fmt: skip
     return LoadedLora("adapter", "", targets, {})
+
+
+def _same(value: Tensor) -> Tensor:
+    return value
 
 
 def adapter_from(path: str | Path, modules: Collection[str] | None = None, **given: Any) -> LoraAdapter:

@@ -202,7 +202,7 @@ class ReferenceRecording:
             self._target.write_tensors("weights", tensors_of(self._at.side.model))
         adapter = self._at.adapter
         if adapter is not None and not self._target.has_tensors("lora"):
-            tensors = {f"{path}#{n}": getattr(t, n) for path, t in adapter.targets.items() for n in ("A", "B")}
+            tensors = {f"{path}#{n}": value for path, t in adapter.targets.items() for n, value in t.tensors().items()}
             targets = {path: [t.scaling, t.scaling_from] for path, t in adapter.targets.items()}
             self._target.write_tensors("lora", tensors, {"name": adapter.name, "targets": targets})
 

@@ -79,6 +79,8 @@ def effects(adapter: LoraAdapter, answers: Answers) -> dict[str, ModuleEffect]:
     out = {}
     for path, target in adapter.targets.items():
         change, x = answers.change(path), answers.inputs.get(target.A.shape[1])
+        if target.magnitude is not None:
+            continue  # what it does depends on the weight
         if change is not None and x is not None and change.shape[-1] == target.B.shape[0]:
             out[path] = effect_of(change, expected(target, x), answers.kept.get(path, 1.0))
     return out

@@ -199,6 +199,8 @@ def added(side: str, adapters: Iterable[LoraAdapter], answers: Answers) -> list[
     sums: dict[str, Tensor] = {}
     for adapter in adapters:
         for path, target in adapter.targets.items():
+            if target.magnitude is not None:
+                return []  # lengths are of the weight as changed by both
             part = expected(target, answers.inputs[target.A.shape[1]])
             sums[path] = sums[path] + part if path in sums else part
     for path, wanted in sums.items():

@@ -40,6 +40,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "environment": BASE,
     "stage": DATA,
     "loaded": DATA,
+    "lora_loading": WEIGHTS | {"io", "lora"},
     "lora_audit": DATA | {"stage", "loaded"},
     "impact": DATA | {"stage", "loaded"},
     "live": SIDES,
