@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from parity.lora.delta import Apart, apart, deltas_of
+from parity.lora.delta import Apart, apart, changed_names, deltas_of
 from parity.lora.factors import near, worded_factor
 from parity.lora.formats.names import flattened
 from parity.lora.loaded import LoadedLora, Target
@@ -120,9 +120,8 @@ def _changing(target: Target) -> Iterator[str]:
 def _left_over(target: Target, other: Target | None) -> Iterator[str]:
     if other is None:
         yield from _changing(target)
-    elif target.shape == other.shape:
-        known = deltas_of(other)
-        yield from (name for name in _changing(target) if name not in known)
+    elif target.shape == other.shape and (names := set(changed_names(target)) - set(changed_names(other))):
+        yield from (name for name in _changing(target) if name in names)
 
 
 def rendered(found: Comparison, names: tuple[str, str]) -> str:

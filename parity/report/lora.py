@@ -80,7 +80,9 @@ def _cell(judged: Mapping[str, Any] | None) -> str:
 
 
 def _worst(rows: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the worst tap of each kind, what failed first, and the output last."""
+    """Return the worst tap of each kind, of those that were judged where any was, and the output last."""
+    judged = [row for row in rows if row["on"] is not None]
+    rows = judged or rows
     kinds: dict[str, Mapping[str, Any]] = {}
     for row in rows[:-1]:
         kind = _BLOCK.sub("", str(row["tap"])) or "block"
