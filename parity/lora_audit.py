@@ -7,7 +7,7 @@ Letters in shapes: N rows of inputs, I inputs and O outputs of the layer.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -163,6 +163,23 @@ class LoraAudit:
             self._shapes[path] = (value.shape[-1],)
             answers.append(value.reshape(-1))
         return torch.cat([value.to(torch.float64) for value in answers])
+
+
+@contextmanager
+def audited(
+    sides: Sequence[tuple[LoadedSide, LoraAdapter]], reports: dict[str, SideReport], inputs: Callable[[], Inputs]
+) -> Iterator[None]:
+    """Put a LoRA on sides, each named as its own; the first time, look at what it does to them into `reports`."""
+    audits = [] if reports else [LoraAudit(side, adapter, inputs()) for side, adapter in sides]
+    reports.update({audit.side.label: audit.report for audit in audits})
+    with ExitStack() as stack:
+        kept = {side.label: stack.enter_context(with_lora(side, adapter)) for side, adapter in sides}
+        for audit in audits:
+            audit.on(kept[audit.side.label])
+        yield
+    for audit in audits:
+        audit.after()
+        audit.several()
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

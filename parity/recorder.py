@@ -21,7 +21,7 @@ from parity.kept import PassRecorder, Tell, check_room, keep_inputs, passes_of
 from parity.live import LiveReference
 from parity.loaded import LoadedSide, load_side, with_lora
 from parity.lora.adapter import LoraAdapter
-from parity.lora_audit import LoraAudit
+from parity.lora_audit import SideReport, audited
 from parity.pair import Build, ModelPair, in_variant
 from parity.stage import DrawOf, Dtypes, Options, placed
 from parity.weights.load import tensors_of
@@ -230,15 +230,14 @@ class ReferenceRecording:
     @contextmanager
     def _with_lora(self, draw: DrawOf, adapter: LoraAdapter) -> Iterator[None]:
         """Put the LoRA on; look the first time at what it does to each layer."""
-        audit = None if self._lora else LoraAudit(self._at.side, adapter, draw.inputs)
-        with with_lora(self._at.side, adapter) as kept:
-            if audit is not None:
-                audit.on(kept)
+        reports: dict[str, SideReport] = {}
+        if self._lora:
+            with with_lora(self._at.side, adapter):
+                yield
+            return
+        with audited([(self._at.side, adapter)], reports, lambda: draw.inputs):
             yield
-        if audit is not None:
-            audit.after()
-            audit.several()
-            self._lora = {"reference": audit.report.as_dict()}
+        self._lora = {side: report.as_dict() for side, report in reports.items()}
 
     def _twin(self, draw: DrawOf, trace: Trace, k: int) -> Callable[[], Trace]:
         return lambda: self._live.twin(draw, self._plan.native_dtypes, trace, k)

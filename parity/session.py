@@ -14,10 +14,10 @@ from parity.errors import ParityError, RecordError
 from parity.execution.module_state import ModuleState
 from parity.execution.tap import Inputs
 from parity.live import LiveNative, LiveReference
-from parity.loaded import LoadedSide, load_side, with_lora
+from parity.loaded import LoadedSide, load_side
 from parity.lora.adapter import LoraAdapter
 from parity.lora.mapping import map_adapter
-from parity.lora_audit import LoraAudit, SideReport
+from parity.lora_audit import SideReport, audited
 from parity.pair import Build, ModelPair, in_variant
 from parity.stage import RecordedReference, ReferenceStage, placed
 from parity.weights.keymap import KeyMap
@@ -194,16 +194,8 @@ class PairSession:
         if not on:
             yield
             return
-        audits = [] if self.lora_reports else [LoraAudit(*side, self.inputs(0)) for side in self._lora_sides()]
-        self.lora_reports.update({audit.side.label: audit.report for audit in audits})
-        with ExitStack() as stack:
-            kept = {side.label: stack.enter_context(with_lora(side, adapter)) for side, adapter in self._lora_sides()}
-            for audit in audits:
-                audit.on(kept[audit.side.label])
+        with audited(self._lora_sides(), self.lora_reports, lambda: self.inputs(0)):
             yield
-        for audit in audits:
-            audit.after()
-            audit.several()
 
     def lora_found(self) -> dict[str, Any]:
         """Return what each resident side made of the LoRA, as a record holds it."""

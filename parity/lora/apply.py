@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from parity.errors import LoraError
 from parity.lora.adapter import LoraAdapter, LoraTarget
-from parity.lora.dora import by_input, change_of, factors
+from parity.lora.dora import by_input, change_of, factors, with_magnitudes
 from parity.numerics.chunks import norm
 
 KEPT_LIMIT = 0.9
@@ -183,7 +183,7 @@ def _wrap(layer: nn.Module, target: LoraTarget) -> Callable[[], None]:
     if target.magnitude is not None:
         names.append(_free_name(layer, "lora_magnitude"))
         layer.register_buffer(names[-1], factors(target, _weight(layer)).to(device, dtype), persistent=False)
-        layer.__dict__["forward"] = _with_magnitudes(layer, layer.__dict__["forward"], names[-1], by_input(target))
+        layer.__dict__["forward"] = with_magnitudes(layer, layer.__dict__["forward"], names[-1], by_input(target))
 
     def undo() -> None:
         layer.__dict__.pop("forward", None)
@@ -221,24 +221,6 @@ def _with_lora(
         return (y, *result[1:]) if isinstance(result, tuple) else y
 
     return with_lora
-
-
-def _with_magnitudes(layer: nn.Module, forward: Callable[..., Any], name: str, inputs: bool) -> Callable[..., Any]:
-    """Multiply the inputs, or the outputs but for the bias that is in them, by m / |W + s B A|."""
-
-    def with_magnitudes(*args: Any, **kwargs: Any) -> Any:
-        factor = getattr(layer, name).flatten()
-        if inputs:
-            scaled = [value * factor.to(value.dtype) for value in (*args[:1], *([] if args else kwargs.values()))]
-            return forward(*scaled, *args[1:])
-        result = forward(*args, **kwargs)
-        whole = isinstance(result, tuple)
-        y = result[0] if whole else result
-        bias = getattr(layer, "bias", None) if not whole else None
-        y = y * factor if bias is None else (y - bias) * factor + bias
-        return (y, *result[1:]) if whole else y
-
-    return with_magnitudes
 
 
 @torch.no_grad()

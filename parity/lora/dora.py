@@ -6,8 +6,11 @@ Letters in shapes: R rank, I inputs and O outputs of the layer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from parity.errors import LoraError
 from parity.lora.adapter import LoraTarget
@@ -50,3 +53,21 @@ def change_of(target: LoraTarget, weight: Tensor) -> Tensor:
         return delta
     old = weight.detach().double()
     return (old + delta) * factors(target, weight).double() - old
+
+
+def with_magnitudes(layer: nn.Module, forward: Callable[..., Any], name: str, inputs: bool) -> Callable[..., Any]:
+    """Multiply the inputs, or the outputs but for the bias that is in them, by m / |W + s B A|."""
+
+    def forward_with(*args: Any, **kwargs: Any) -> Any:
+        factor = getattr(layer, name).flatten()
+        if inputs:
+            scaled = [value * factor.to(value.dtype) for value in (*args[:1], *([] if args else kwargs.values()))]
+            return forward(*scaled, *args[1:])
+        result = forward(*args, **kwargs)
+        whole = isinstance(result, tuple)
+        y = result[0] if whole else result
+        bias = getattr(layer, "bias", None) if not whole else None
+        y = y * factor if bias is None else (y - bias) * factor + bias
+        return (y, *result[1:]) if whole else y
+
+    return forward_with

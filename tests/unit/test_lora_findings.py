@@ -171,6 +171,7 @@ def test_a_change_far_below_the_rounding_of_the_output_is_seen() -> None:
     assert [one.code for one in found.found] == ["scaling"]
 
 
+@pytest.mark.filterwarnings("ignore:stored-weight rounding")
 def test_what_bfloat16_swallows_is_stored_weight_rounding_with_the_effect_kept() -> None:
     found = report(merged, size=2e-4, dtype=torch.bfloat16)
     assert [(one.code, one.severity) for one in found.found] == [("swallowed", "warning")]
