@@ -7,12 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from parity.about import About, places_of
 from parity.errors import RecordError
 from parity.execution.decisions import Decisions
-from parity.execution.passes import OUTPUT, Restart
+from parity.execution.passes import Restart
 from parity.execution.trace import Trace
 from parity.identity import asked_for, check_inputs, check_same, key_of
 from parity.io.recording import RECORDING, RecordingFolder
@@ -71,9 +69,9 @@ class RecordedNative:
     def learn_constants(self, draw: DrawOf) -> None:
         """Nothing: it was done when the native was recorded."""
 
-    def baseline(self, draw: DrawOf) -> Tensor:
-        """Return the output without the LoRA."""
-        return self._trace(draw, "baseline").values[OUTPUT].low
+    def without_lora(self, draw: DrawOf) -> Trace:
+        """Return the free-running pass without the LoRA."""
+        return self._trace(draw, "baseline")
 
     def free(self, draw: DrawOf) -> Trace:
         """Return the free-running pass.
@@ -167,6 +165,12 @@ class ComparedSession:
             yield
         finally:
             self.taps = kept
+
+    def lora_found(self) -> dict[str, Any]:
+        """Return what each side that was looked at made of the LoRA, as it was recorded."""
+        with as_written(self._native.folder.path, RECORDING):
+            native = dict(printable(self._native.manifest.get("lora", {})))
+        return {**self.recorded.lora_found, **native}
 
     def finer_weights(self, lora: bool) -> list[str]:
         """List the native's weights that were rounded copies of finer values in a LoRA state."""

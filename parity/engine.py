@@ -52,6 +52,8 @@ class _State:
     result: StateResult
     first_different: str | None
     record: dict[str, Any]
+    lora: list[dict[str, Any]] = field(default_factory=list)
+    """What is wrong with how the native applies the LoRA."""
 
 
 class Engine:
@@ -163,7 +165,8 @@ class Engine:
             self._let_go(case.pair)
             session = self.session(case.pair)
             found = run_state(session, case.lora, options)
-        return _State(found, found.first_different, self._described(case, session, found))
+        lora = session.lora_found().get("native", {}).get("findings", []) if case.lora else []
+        return _State(found, found.first_different, self._described(case, session, found), lora)
 
     def judged(self, case: ParityCase) -> Judged:
         """Return the verdict of one case; with an observer effect nothing passes."""
@@ -201,7 +204,7 @@ class Engine:
             paths=(place.reference, place.native),
             drift=found.drift.get(case.tap, 0.0),
             first=state.first_different,
-            likely=self._likely(judged, draws, place, found),
+            likely=self._likely(judged, draws, place, state),
             known=self.known(case) if judged.different and not judged.logic else None,
             order=place.order,
             nearest=None if (near := found.explained.nearest.get(case.tap)) is None else near.as_dict(),
@@ -210,14 +213,18 @@ class Engine:
             place=None if (where := found.explained.places.get(case.tap)) is None else where.as_dict(),
         )
 
-    def _likely(self, judged: Judged, draws: list[Evidence], place: TapPlace, found: StateResult) -> list[str]:
+    def _likely(self, judged: Judged, draws: list[Evidence], place: TapPlace, state: _State) -> list[str]:
         if not draws:
             return []
+        found = state.result
         inside = f"{place.native.split(' ')[0].split('[')[0]}."
         stored = sum(name.startswith(inside) for name in found.stored)
         causes = likely_causes(judged, draws[0], place.wrong, found.dtypes.get(judged.name, ({}, {})), found.explained)
         if stored and judged.direction > 0:
             causes.insert(0, f"stored-weight rounding: {stored} weights here are rounded copies of finer ones")
+        if judged.logic:
+            held = [f for f in state.lora if any(f"{module}.".startswith(inside) for module in f["modules"])]
+            causes = [*(f"LoRA: {f['message']}" for f in held[:1]), *causes]
         return causes[:3]
 
     def _unused(self, case: ParityCase, found: StateResult) -> list[str]:
@@ -244,6 +251,7 @@ class Engine:
             **self._facts(case).record,
             "reference_from": {"kept": "memory"} if session.recorded is None else session.recorded.came_from,
             "lora_targets": len(session.adapter.targets) if case.lora and session.adapter is not None else 0,
+            **_lora_record(found, session),
             "tokens": found.tokens,
             "draws": len(found.draws),
             "seed": self.settings.options.seed,
@@ -269,6 +277,21 @@ class Engine:
             "peak_memory_bytes": found.peak_memory,
             "seconds": found.seconds,
         }
+
+
+def _lora_record(found: StateResult, session: Session) -> dict[str, Any]:
+    """Return what is kept of the LoRA: the four comparisons by tap, and what each side makes of its file."""
+    sides = session.lora_found() if found.lora else {}
+    told = [(f"{side}: {one['message']}", one["severity"]) for side in sides for one in sides[side]["findings"]]
+    return {
+        "lora_comparison": [row.as_dict() for row in found.four.rows] if found.four else [],
+        "lora_modules": {side: held["modules"] for side, held in sides.items()},
+        "lora_findings": [words for words, severity in told if severity == "error"],
+        "lora_warnings": [
+            *(words for words, severity in told if severity != "error"),
+            *(f"{side}: not looked at, {held['missing']}" for side, held in sides.items() if held["missing"]),
+        ],
+    }  # fmt: skip
 
 
 def _compiled_apart(found: StateResult) -> list[str]:

@@ -130,7 +130,7 @@ def check_inputs(draw: DrawOf, recorded: Mapping[str, str], where: str) -> None:
 
 def digest_of_lora(adapter: LoraAdapter) -> str:
     """Return a digest of an adapter: targets, matrices, scalings."""
-    tensors = {f"{path}.{n}": getattr(t, n) for path, t in adapter.targets.items() for n in ("A", "B")}
+    tensors = {f"{path}.{n}": value for path, t in adapter.targets.items() for n, value in t.tensors().items()}
     scalings = sorted((path, t.scaling) for path, t in adapter.targets.items())
     return hashlib.blake2b(f"{hash_weights(tensors)}{scalings}".encode(), digest_size=16).hexdigest()
 

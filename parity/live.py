@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from parity.execution.decisions import Decisions
 from parity.execution.passes import OUTPUT, FromReference, Restart, Runner
@@ -78,9 +77,9 @@ class LiveSide:
     def recorded_ops(self, draw: DrawOf) -> None:
         """Nothing: the model is here, its ops can be traced."""
 
-    def baseline(self, draw: DrawOf) -> Tensor:
-        """Return the output of a free-running pass without taps."""
-        return self.runner(()).run(draw.inputs).values[OUTPUT].low
+    def without_lora(self, draw: DrawOf) -> Trace:
+        """Return the free-running pass without the LoRA, which is off now."""
+        return self.runner().run(draw.inputs, sink=self.sinks("baseline"))
 
     def free(self, draw: DrawOf) -> Trace:
         """Return the free-running pass, without shadows."""

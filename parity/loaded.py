@@ -18,7 +18,8 @@ from parity.execution.shadow import Shadow
 from parity.execution.storage import ShadowTable, bits
 from parity.execution.tap import Inputs, Tap
 from parity.lora.adapter import LoraAdapter
-from parity.lora.apply import applied
+from parity.lora.apply import applied, kept_share
+from parity.lora.dora import change_of
 from parity.pair import Build, Side
 
 
@@ -80,16 +81,20 @@ def load_side(label: str, side: Side, build: Build) -> LoadedSide:
 
 
 @contextmanager
-def with_lora(side: LoadedSide, adapter: LoraAdapter) -> Iterator[None]:
-    """Put a LoRA, named as the side's modules, on a side in the side's own way while the context is open."""
+def with_lora(side: LoadedSide, adapter: LoraAdapter) -> Iterator[Mapping[str, float]]:
+    """Put a LoRA, named as the side's modules, on a side in the side's own way while the context is open.
+
+    Yields what share of its change each weight it was merged into holds.
+    """
     put = side.side.apply_lora or applied
     before = _target_weights(side.model, adapter)
     with put(side.model, adapter):
-        kept, side.finer = side.finer, {**side.finer, **_merged_weights(side, adapter, before)}
+        shares: dict[str, float] = {}
+        earlier, side.finer = side.finer, {**side.finer, **_merged_weights(side, adapter, before, shares)}
         try:
-            yield
+            yield shares
         finally:
-            side.finer = kept
+            side.finer = earlier
 
 
 @contextmanager
@@ -107,6 +112,12 @@ def compiled_parts(side: LoadedSide) -> Iterator[None]:
             module._compiled_call_impl = before.get(id(module))
 
 
+def _rounding(finer: Tensor, delta: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return how far a sum may be from its exact value: half a unit of its own, and what the change had before."""
+    change = delta.abs() + delta.square().mean().sqrt()
+    return 2.0 ** -bits(dtype) * (1.001 * finer.abs().clamp_min(torch.finfo(dtype).tiny) + 8 * change)
+
+
 def _target_weights(model: nn.Module, adapter: LoraAdapter) -> dict[str, tuple[Tensor, Tensor]]:
     """Return the weight of each target, and a copy of it."""
     modules = dict(model.named_modules())
@@ -115,19 +126,23 @@ def _target_weights(model: nn.Module, adapter: LoraAdapter) -> dict[str, tuple[T
 
 
 def _merged_weights(
-    side: LoadedSide, adapter: LoraAdapter, before: Mapping[str, tuple[Tensor, Tensor]]
+    side: LoadedSide, adapter: LoraAdapter, before: Mapping[str, tuple[Tensor, Tensor]], shares: dict[str, float]
 ) -> dict[int, Tensor]:
     """Return the exact values of weights an adapter was merged into: stored-weight rounding, not another function.
 
-    A weight that is not what merging the adapter gives, to two units in the last place, keeps its stored values.
+    A weight that is not what merging the adapter gives, but for the rounding of the sum and of the change, keeps its
+    stored values. Into `shares` goes how much of each change the stored weight holds.
     """
     found = {}
     for path, (weight, old) in before.items():
         if torch.equal(weight, old):
             continue
-        finer = side.finer.get(id(weight), old).double() + adapter.targets[path].delta().to(old.device)
-        unit = 2.0 ** (2 - bits(weight.dtype))
-        slack = unit * finer.abs().clamp_min(torch.finfo(weight.dtype).tiny)
+        delta = change_of(adapter.targets[path], old)
+        finer = side.finer.get(id(weight), old).double() + delta
+        slack = _rounding(finer, delta, weight.dtype)
+        if id(weight) in side.finer:  # what it was merged into was rounded itself
+            slack += 2.0 ** -bits(weight.dtype) * old.double().abs()
         if bool(((weight.double() - finer).abs() <= slack).all()):
             found[id(weight)] = finer
+            shares[path] = kept_share(weight, old, delta)
     return found

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from parity.errors import RecordError
-from parity.execution.passes import OUTPUT
 from parity.execution.storage import bits
 from parity.execution.tap import Tap
 from parity.execution.trace import Trace
@@ -97,6 +96,12 @@ class Recorded:
         """The parameters and persistent buffers by key, read when asked for."""
         return self.folder.tensors("weights")[0]
 
+    @property
+    def lora_found(self) -> Mapping[str, Any]:
+        """What the reference made of the LoRA's layers, where it was recorded with it."""
+        with as_written(self.folder.path, RECORDING):
+            return dict(printable(self._manifest.get("lora", {})))
+
     @cached_property
     def adapter(self) -> LoraAdapter | None:
         """The LoRA in the reference's module names."""
@@ -109,7 +114,9 @@ class Recorded:
     def _adapter(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> LoraAdapter:
         def of(path: str, scaling: float, origin: str) -> LoraTarget:
             a, b = (tensors[f"{path}#{n}"].to(self._device) for n in "AB")
-            return LoraTarget(a, b, float(scaling), str(origin))
+            lengths = tensors.get(f"{path}#magnitude")
+            magnitude = None if lengths is None else lengths.to(self._device)
+            return LoraTarget(a, b, float(scaling), str(origin), magnitude)
 
         return LoraAdapter(note["name"], {path: of(path, *held) for path, held in note["targets"].items()})
 
@@ -136,9 +143,9 @@ class Recorded:
     def learn_constants(self, draw: DrawOf) -> None:
         """Nothing: it was done when the reference was recorded."""
 
-    def baseline(self, draw: DrawOf) -> Tensor:
-        """Return the output without the LoRA."""
-        return self._trace(draw, "baseline").values[OUTPUT].low
+    def without_lora(self, draw: DrawOf) -> Trace:
+        """Return the free-running pass without the LoRA."""
+        return self._trace(draw, "baseline")
 
     def free(self, draw: DrawOf) -> Trace:
         """Return the free-running pass."""

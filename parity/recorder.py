@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from parity.identity import Identity, check_inputs, check_same, identity_of
 from parity.io.recording import RECORDING, RecordingFolder
 from parity.io.records import as_written
 from parity.io.tree import digests_of
-from parity.kept import PassRecorder, Tell, check_room, keep_inputs, output_only, passes_of
+from parity.kept import PassRecorder, Tell, check_room, keep_inputs, passes_of
 from parity.live import LiveReference
 from parity.loaded import LoadedSide, load_side, with_lora
 from parity.lora.adapter import LoraAdapter
+from parity.lora_audit import SideReport, audited
 from parity.pair import Build, ModelPair, in_variant
 from parity.stage import DrawOf, Dtypes, Options, placed
 from parity.weights.load import tensors_of
@@ -156,6 +157,7 @@ class ReferenceRecording:
         self._at, self._target, self._tell, self._ops = at_work, target, tell, ops
         self._plan, self._live = at_work.plan, at_work.live
         self._draws = at_work.plan.draws()
+        self._lora: dict[str, Any] = {}
         self._passes = PassRecorder(target, at_work.live, at_work.plan.build.device, tell)
 
     def write(self) -> Path:
@@ -179,6 +181,7 @@ class ReferenceRecording:
             "about": self._at.about,
             "has_tables": self._live.has_tables,
             "made_with": versions(),
+            "lora": self._lora,
             "draws": dict(sorted(earlier.items())),
         })  # fmt: skip
 
@@ -187,6 +190,7 @@ class ReferenceRecording:
         if not (self._target.path / "manifest.json").exists():
             return {}
         held = self._target.manifest()
+        self._lora = dict(held.get("lora", {}))
         names = {d.name: passes_of(d, bool(held["has_tables"])) for d in self._draws}
         return {n: d for n, d in held["draws"].items() if n not in names or self._has(n, names[n])}
 
@@ -205,7 +209,7 @@ class ReferenceRecording:
             self._target.write_tensors("weights", tensors_of(self._at.side.model))
         adapter = self._at.adapter
         if adapter is not None and not self._target.has_tensors("lora"):
-            tensors = {f"{path}#{n}": getattr(t, n) for path, t in adapter.targets.items() for n in ("A", "B")}
+            tensors = {f"{path}#{n}": value for path, t in adapter.targets.items() for n, value in t.tensors().items()}
             targets = {path: [t.scaling, t.scaling_from] for path, t in adapter.targets.items()}
             self._target.write_tensors("lora", tensors, {"name": adapter.name, "targets": targets})
 
@@ -217,10 +221,10 @@ class ReferenceRecording:
 
     def _write_passes(self, draw: DrawOf) -> dict[str, Any]:
         if draw.lora:
-            self._passes.once(draw, "baseline", lambda: output_only(self._live.baseline(draw)))
+            self._passes.once(draw, "baseline", lambda: self._live.without_lora(draw), high=False)
         with ExitStack() as stack:
             if draw.lora and self._at.adapter is not None:
-                stack.enter_context(with_lora(self._at.side, self._at.adapter))
+                stack.enter_context(self._with_lora(draw, self._at.adapter))
             self._passes.once(draw, "free", lambda: self._live.free(draw), high=False)
             trace = self._passes.once(draw, "lockstep", lambda: self._live.trace(draw, self._plan.native_dtypes))
             for k in range(draw.options.twins):
@@ -232,6 +236,18 @@ class ReferenceRecording:
                 restart = FromReference(self._plan.native_dtypes, draw.inputs)
                 self._passes.ops_once(draw, lambda: side_ops(self._live, draw, restart))
             return self._described(draw, trace)
+
+    @contextmanager
+    def _with_lora(self, draw: DrawOf, adapter: LoraAdapter) -> Iterator[None]:
+        """Put the LoRA on; look the first time at what it does to each layer."""
+        reports: dict[str, SideReport] = {}
+        if self._lora:
+            with with_lora(self._at.side, adapter):
+                yield
+            return
+        with audited([(self._at.side, adapter)], reports, lambda: draw.inputs):
+            yield
+        self._lora = {side: report.as_dict() for side, report in reports.items()}
 
     def _twin(self, draw: DrawOf, trace: Trace, k: int) -> Callable[[], Trace]:
         return lambda: self._live.twin(draw, self._plan.native_dtypes, trace, k)

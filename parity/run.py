@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from parity.diagnose.explain import Explanation, native_ops
 from parity.diagnose.explained import Explained
@@ -18,8 +17,9 @@ from parity.draws import Draw
 from parity.errors import LoraError, ShadowError, TapError
 from parity.execution.passes import OUTPUT
 from parity.execution.tap import Inputs, Tap
-from parity.execution.trace import same_bits
+from parity.execution.trace import Trace, same_bits
 from parity.felt import settle_impacts
+from parity.four import FourComparisons, four_comparisons
 from parity.numerics.evidence import Evidence
 from parity.numerics.limits import Limits, limits_for
 from parity.numerics.verdict import Judged, TapFacts, judge
@@ -53,6 +53,8 @@ class StateResult:
     dtypes: dict[str, tuple[Mapping[str, int], Mapping[str, int]]] = field(default_factory=dict)
     """Per tap, in which dtypes each side ran the ops of the segment that ends there."""
     explained: Explained = field(default_factory=Explained)
+    four: FourComparisons | None = None
+    """With the LoRA on: both sides without it and with it, and what it does to each."""
 
     @property
     def first_different(self) -> str | None:
@@ -88,10 +90,11 @@ def _run_state(
         raise TapError(f"{session.pair.name}: no tap exists on both sides; nothing would be compared")
     limits = limits_for(options.shadow_dtype)
     planned = planned_draws(session, lora, options, inputs)
-    without = _outputs(session, planned[0]) if lora else {}
+    without = _without_lora(session, planned[0]) if lora else {}
     with session.lora(lora):
         draws = [Draw(session, draw) for draw in planned]
-        _check_lora_shows(without, draws[0])
+        _check_lora_shows(without, draws[0], session)
+        four = _four(session, without, draws[0]) if lora else None
         facts = [_facts(t, session) for t in session.taps if t.reference and t.native]
         judged = judge(facts, [d.evidence for d in draws], limits)
         stored = session.finer_weights(lora)
@@ -101,7 +104,7 @@ def _run_state(
     if session.recorded is not None:  # the reference's model may be loaded for it, where the native's is now
         explained = _explained(session, judged, facts, draws[0], limits, options, native)
     result = _result(lora, judged, facts, draws, limits, stored)
-    result.explained = explained
+    result.explained, result.four = explained, four
     return result
 
 
@@ -117,23 +120,32 @@ def planned_draws(
     return draws if session.recorded is None else [session.recorded.given(draw) for draw in draws]
 
 
-def _outputs(session: JudgedSession, draw: DrawOf) -> dict[str, Tensor]:
-    """Return what each side gives for a draw without the LoRA, free-running and without taps."""
-    return {"reference": session.reference_stage.baseline(draw), "native": session.native_stage.baseline(draw)}
+def _without_lora(session: JudgedSession, draw: DrawOf) -> dict[str, Trace]:
+    """Return what each side gives for a draw without the LoRA, free-running."""
+    return {
+        "reference": session.reference_stage.without_lora(draw), "native": session.native_stage.without_lora(draw),
+    }  # fmt: skip
 
 
-def _check_lora_shows(without: Mapping[str, Tensor], draw: Draw) -> None:
+def _four(session: JudgedSession, without: Mapping[str, Trace], draw: Draw) -> FourComparisons:
+    reference, native = (without["reference"], draw.free_reference), (without["native"], draw.free_native)
+    return four_comparisons(session.taps, reference, native, draw.inputs)
+
+
+def _check_lora_shows(without: Mapping[str, Trace], draw: Draw, session: JudgedSession) -> None:
     """Check that a LoRA changes something: a side that ignores it, or two, would pass.
 
     Raises:
         LoraError: a side's output is the same with and without it.
     """
     for side, trace in (("reference", draw.free_reference), ("native", draw.free_native)):
-        if side in without and same_bits(without[side], trace.values[OUTPUT].low):
-            raise LoraError(
-                f"the LoRA changes no bit of the {side}'s output: it was not applied, or to layers that never run\n"
-                "look at the side's `apply_lora`, and at the adapter's targets"
-            )
+        if side in without and same_bits(without[side].values[OUTPUT].low, trace.values[OUTPUT].low):
+            found = [one["message"] for one in session.lora_found().get(side, {}).get("findings", [])[:1]]
+            raise LoraError("\n".join([
+                f"the LoRA changes no bit of the {side}'s output: it was not applied, or to layers that never run",
+                *(f"its layers: {words}" for words in found),
+                "look at the side's `apply_lora`, and at the adapter's targets",
+            ]))  # fmt: skip
 
 
 def _facts(tap: Tap, session: JudgedSession) -> TapFacts:

@@ -15,9 +15,10 @@ from parity.errors import ParityError, RecordError
 from parity.execution.module_state import ModuleState
 from parity.execution.tap import Inputs
 from parity.live import LiveNative, LiveReference
-from parity.loaded import LoadedSide, load_side, with_lora
+from parity.loaded import LoadedSide, load_side
 from parity.lora.adapter import LoraAdapter
 from parity.lora.mapping import map_adapter
+from parity.lora_audit import SideReport, audited
 from parity.pair import Build, ModelPair, in_variant
 from parity.stage import RecordedReference, ReferenceStage, placed
 from parity.weights.keymap import KeyMap
@@ -36,6 +37,7 @@ class PairSession:
     Attributes:
         traces: set to a dict to share the reference's passes between sessions of one reference.
         weights: what each native tensor holds, against what the key map says it should.
+        lora_reports: what each resident side makes of the LoRA, once it was on.
 
     Raises:
         SourceMissing: third-party code is not here.
@@ -55,6 +57,7 @@ class PairSession:
         self._native: LoadedSide | None = None
         self._native_stage: LiveNative | None = None
         self.weights: dict[str, WeightComparison] = {}
+        self.lora_reports: dict[str, SideReport] = {}
         self._open = ExitStack()
         try:
             if self.recorded is None:
@@ -197,14 +200,19 @@ class PairSession:
         if not on:
             yield
             return
-        assert self.adapter is not None
-        sides = [(self.native, self.native_adapter)]
-        if self.recorded is None:
-            sides.insert(0, (self.reference, self.adapter))
-        with ExitStack() as stack:
-            for side, adapter in sides:
-                stack.enter_context(with_lora(side, adapter))
+        with audited(self._lora_sides(), self.lora_reports, lambda: self.inputs(0)):
             yield
+
+    def lora_found(self) -> dict[str, Any]:
+        """Return what each resident side made of the LoRA, as a record holds it."""
+        recorded = {} if self.recorded is None else dict(self.recorded.lora_found)
+        return {**recorded, **{side: report.as_dict() for side, report in self.lora_reports.items()}}
+
+    def _lora_sides(self) -> list[tuple[LoadedSide, LoraAdapter]]:
+        """Return every resident side, with the LoRA in its names."""
+        assert self.adapter is not None
+        own = [] if self.recorded is not None else [(self.reference, self.adapter)]
+        return [*own, (self.native, self.native_adapter)]
 
     @contextmanager
     def variant(self, name: str) -> Iterator[None]:

@@ -151,8 +151,8 @@ class ReferenceStage(Protocol):
     def learn_constants(self, draw: DrawOf) -> None:
         """Learn the exact values of tables cached in the first call; once."""
 
-    def baseline(self, draw: DrawOf) -> Tensor:
-        """Return the output without the LoRA, which is off now."""
+    def without_lora(self, draw: DrawOf) -> Trace:
+        """Return the free-running pass without the LoRA, which is off now."""
 
     def free(self, draw: DrawOf) -> Trace:
         """Return the free-running pass, without shadows."""
@@ -221,6 +221,9 @@ class JudgedSession(Protocol):
     def finer_weights(self, lora: bool) -> list[str]:
         """List the native's weights that are rounded copies of finer values."""
 
+    def lora_found(self) -> Mapping[str, Any]:
+        """Return what each side that was looked at made of the LoRA, once it was on."""
+
 
 class NativeStage(Protocol):
     """The native's part of every draw."""
@@ -232,8 +235,8 @@ class NativeStage(Protocol):
     def learn_constants(self, draw: DrawOf) -> None:
         """Learn the exact values of tables cached in the first call; once."""
 
-    def baseline(self, draw: DrawOf) -> Tensor:
-        """Return the output without the LoRA, which is off now."""
+    def without_lora(self, draw: DrawOf) -> Trace:
+        """Return the free-running pass without the LoRA, which is off now."""
 
     def free(self, draw: DrawOf) -> Trace:
         """Return the free-running pass, without shadows."""
@@ -264,6 +267,10 @@ class RecordedReference(ReferenceStage, Protocol):
     @property
     def adapter(self) -> LoraAdapter | None:
         """The pair's LoRA in the reference's module names."""
+
+    @property
+    def lora_found(self) -> Mapping[str, Any]:
+        """What the reference made of the LoRA's layers, where it was recorded with it."""
 
     @property
     def about(self) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,6 +33,7 @@ from parity.io.recording import RecordingFolder
 from parity.pair import ModelPair
 from parity.propagation import Interpreter, StageFailed, ask
 from parity.references import ReferenceSources
+from parity.report.lora import lora_rows, lora_table
 from parity.stage import Options
 
 EPILOG = examples("parity debug-lora my_pair --reference-python envs/original/bin/python --native-python python")
@@ -80,9 +82,12 @@ def debug_lora(
             dtype_named(dtype), size_named(chosen, size), device_named(device or "auto"), options, sources
         )
         found = _compared(chosen, settings, recorded, native)
-        states = _judged(chosen, settings)
-        emit({**found.as_dict(), "states": states}, _rendered(chosen, found, states), json_out)
-    raise typer.Exit(int(any(s["failed"] or s["error"] for s in states.values()) or not _off(found) < 1))
+        states, told = _judged(chosen, settings)
+        data = {**found.as_dict(), "table": _table(found, states), "lora_findings": told}
+        data["states"] = {name: {k: v for k, v in held.items() if k != "cases"} for name, held in states.items()}
+        emit(data, _rendered(chosen, found, states, told), json_out)
+    wrong = any(s["failed"] or s["error"] for s in states.values())
+    raise typer.Exit(int(wrong or bool(told) or _off(found)))
 
 
 class _Stages:
@@ -135,38 +140,53 @@ def _compared(pair: ModelPair, settings: Settings, recorded: Path, native: Path)
     return four_comparisons(taps, (passes[0][0], passes[0][1]), (passes[1][0], passes[1][1]))
 
 
-def _judged(pair: ModelPair, settings: Settings) -> dict[str, dict[str, Any]]:
-    """Judge both LoRA states of the pair's default inputs."""
+def _judged(pair: ModelPair, settings: Settings) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Judge both LoRA states of the pair's default inputs; return them, and what is wrong with how the LoRA is on."""
     engine = Engine({pair.name: pair}, settings)
     states: dict[str, dict[str, Any]] = {}
+    told: list[str] = []
     for state in ("lora_off", "lora_on"):
         cases = [c for c in cases_of(pair, settings.build(pair)) if c.state == state]
         try:
             records = [engine.case_record(case) for case in cases]
+            told = engine.state_record(cases[0])["lora_findings"]
         except ParityError as error:
-            states[state] = {"error": str(error), "kind": type(error).__name__, "failed": [], "outcomes": {}}
+            states[state] = {"error": str(error), "kind": type(error).__name__, **_counted([])}
             continue
-        failed = [r["tap"] for r in records if r["outcome"] == "failed"]
-        outcomes = Counter(r["outcome"] for r in records)
-        states[state] = {"error": None, "kind": None, "failed": failed, "outcomes": dict(outcomes)}
-    return states
+        states[state] = {"error": None, "kind": None, **_counted(records)}
+    return states, told
 
 
-def _rendered(pair: ModelPair, found: FourComparisons, states: dict[str, dict[str, Any]]) -> str:
+def _counted(records: list[dict[str, Any]]) -> dict[str, Any]:
+    failed = [record["tap"] for record in records if record["outcome"] == "failed"]
+    outcomes = Counter(record["outcome"] for record in records)
+    return {"failed": failed, "outcomes": dict(outcomes), "cases": {record["tap"]: record for record in records}}
+
+
+def _table(found: FourComparisons, states: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    rows = [row.as_dict() for row in found.rows]
+    return lora_rows(rows, states["lora_off"]["cases"], states["lora_on"]["cases"])
+
+
+def _rendered(pair: ModelPair, found: FourComparisons, states: dict[str, dict[str, Any]], told: list[str]) -> str:
+    out = found.output
     lines = [
         f"{pair.name}: {pair.reference.name} (reference) against {pair.native.name} (native)", "",
-        "[1] base models, without the LoRA", *_agreement(found.base, states["lora_off"]), "",
-        "[2] both with the LoRA", *_agreement(found.lora, states["lora_on"]), "",
-        "[3] what the LoRA does to the reference", *_effect(found.on_reference), "",
-        "[4] what the LoRA does to the native", *_effect(found.on_native),
-        f"    effect over the reference's: {found.ratio:.3g} in size, cosine {found.alignment:.4f}", "",
-        f"=> {_conclusion(found, states)}",
+        "[1] base models, without the LoRA", *_agreement(out.base, states["lora_off"]), "",
+        "[2] both with the LoRA", *_agreement(out.lora, states["lora_on"]), "",
+        "[3] what the LoRA does to the reference", *_effect(out.on_reference), "",
+        "[4] what the LoRA does to the native", *_effect(out.on_native),
+        f"    effect over the reference's: {out.ratio:.3g} in size, cosine {out.alignment:.4f}, "
+        f"apart by {out.of_effect:.2g} of it", "",
+        *lora_table(_table(found, states), full=True), "",
+        *(f"    {words}" for words in told), *[""] * bool(told),
+        f"=> {_conclusion(found, states, told)}",
     ]  # fmt: skip
     return "\n".join(lines)
 
 
-def _agreement(rows: list[Apart], state: dict[str, Any]) -> list[str]:
-    lines = [f"    final output: MSE {rows[-1].mse:.2e}, relative {rows[-1].rel_l2:.2e}"]
+def _agreement(apart: Apart, state: dict[str, Any]) -> list[str]:
+    lines = [f"    final output: MSE {apart.mse:.2e}, relative {apart.rel_l2:.2e}"]
     if state["error"]:
         return [*lines, f"    not judged: {state['error'].splitlines()[0]}"]
     counted = ", ".join(f"{count} {outcome}" for outcome, count in sorted(state["outcomes"].items()))
@@ -176,25 +196,25 @@ def _agreement(rows: list[Apart], state: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _effect(rows: list[Apart]) -> list[str]:
-    return [f"    final output: MSE {rows[-1].mse:.2e}, relative {rows[-1].rel_l2:.2e}"]
+def _effect(apart: Apart) -> list[str]:
+    return [f"    final output: MSE {apart.mse:.2e}, relative {apart.rel_l2:.2e}"]
 
 
-def _off(found: FourComparisons) -> float:
-    """Return 1 where the LoRA's effect is missing on a side, 0 where it is there on both."""
-    there = _LITTLE < found.ratio < 1 / _LITTLE
-    return 0.0 if there else 1.0
+def _off(found: FourComparisons) -> bool:
+    """Whether the LoRA's effect is missing on a side."""
+    return not _LITTLE < found.output.ratio < 1 / _LITTLE
 
 
-def _conclusion(found: FourComparisons, states: dict[str, dict[str, Any]]) -> str:
+def _conclusion(found: FourComparisons, states: dict[str, dict[str, Any]], told: list[str]) -> str:
     base, lora = states["lora_off"], states["lora_on"]
     if base["failed"] or base["error"]:
         return "the base models differ: a conversion problem, to be mended before the LoRA is looked at"
     if lora["kind"] == LoraError.__name__ or _off(found):
-        side = "native" if not found.ratio >= 1 / _LITTLE else "reference"
+        side = "native" if not found.output.ratio >= 1 / _LITTLE else "reference"
         return f"the LoRA is not applied to the {side}, or to few of its layers"
-    if lora["failed"] or lora["error"]:
-        return "the base models agree and the LoRA states differ: the LoRA is applied differently (scale, keys, layers)"
+    if lora["failed"] or lora["error"] or told:
+        how = told[0] if told else "scale, keys, layers"
+        return f"the base models agree and the LoRA states differ: the LoRA is applied differently ({how})"
     return "parity: base and LoRA agree, and the LoRA does the same to both"
 
 

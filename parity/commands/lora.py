@@ -9,6 +9,7 @@ import typer
 
 from parity.commands.frame import JsonOption, emit, examples, reported
 from parity.commands.key_maps import FORMS, key_map_named
+from parity.commands.lora_converter import EPILOG, converter
 from parity.errors import LoraFileError, UsageError
 from parity.io.lora_files import open_base, open_lora, write_lora
 from parity.lora import compare, inspect
@@ -19,7 +20,7 @@ from parity.lora.formats import Dialect, Given, LoraFile, dialect_of, read_lora,
 from parity.lora.loaded import LoadedLora
 from parity.lora.moved import moved, worded
 from parity.lora.problems import Problem, failed, some
-from parity.lora.values import rank_problems
+from parity.lora.values import measured, value_problems
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=__doc__)
 
@@ -84,7 +85,8 @@ def check_file(
         try:
             lora = _read(file, Given(r, lora_alpha, adapter, prefix, model.modules))
             found = fit(lora, model)
-            problems = [*lora.problems, *rank_problems(lora.targets.values()), *found.problems]
+            values = value_problems(lora, {name: measured(target) for name, target in lora.targets.items()})
+            problems = [*lora.problems, *values, *found.problems]
         except LoraFileError as error:
             problems = list(inspect.unreadable(error).problems)
         emit(_checked(lora, found, problems), _check_text(lora, found, problems), json_out)
@@ -147,7 +149,10 @@ def convert_file(
         dialect, model, rules = writer(to), _base(base), key_map_named(key_map, reverse)
         lora = _read(file, Given(None, lora_alpha, adapter, prefix, model.modules if model else None))
         sound(lora)
-        lora = mapped(lora, rules, model) if rules is not None else lora
+        if rules is not None:
+            lora = mapped(lora, rules, model)
+        elif model is not None:
+            fits(lora, model)
         if (target_model := _base(to_base)) is not None:
             fits(lora, target_model)
         lora, lost = recompress(lora, rank) if rank is not None else (lora, {})
@@ -222,5 +227,7 @@ def _convert_text(data: dict[str, object], problems: list[Problem]) -> str:
         lines.append(f"recompressed with loss: {len(lost)} targets, up to {share} of the change, in {worst}")
     return "\n".join([*lines, *inspect.told(problems)])
 
+
+app.command("converter", epilog=EPILOG)(converter)
 
 __all__ = ["app"]

@@ -24,6 +24,7 @@ class LoraTarget:
         B: [O, R], PEFT's `lora_B`.
         scaling: the factor on B @ A, alpha already divided by the rank.
         scaling_from: where it came from (tensor, header, sidecar, argument, assumed, or in words).
+        magnitude: lengths of the changed weight's rows ([O] or [O, 1]) or columns ([1, I]); None: W is only added to.
 
     Raises:
         LoraError: shapes do not fit, the rank is zero, or a value is not finite.
@@ -33,6 +34,7 @@ class LoraTarget:
     B: Tensor
     scaling: float
     scaling_from: str
+    magnitude: Tensor | None = None
 
     def __post_init__(self) -> None:
         shapes = f"A {tuple(self.A.shape)}, B {tuple(self.B.shape)}"
@@ -45,11 +47,16 @@ class LoraTarget:
             raise LoraError(f"an empty LoRA target: {shapes}")
         if not math.isfinite(self.scaling):
             raise LoraError(f"scaling is {self.scaling} (from {self.scaling_from}), it must be finite")
-        for name, value in (("A", self.A), ("B", self.B)):
+        for name, value in self.tensors().items():
             if not value.is_floating_point():
                 raise LoraError(f"{name} holds {value.dtype}, a float dtype is needed")
             if not value.is_meta and not bool(torch.isfinite(_readable(value)).all()):
                 raise LoraError(f"{name} {tuple(value.shape)} holds NaN or inf")
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return A, B and, where there are any, the magnitudes, by name."""
+        held = {"A": self.A, "B": self.B, "magnitude": self.magnitude}
+        return {name: value for name, value in held.items() if value is not None}
 
     @property
     def rank(self) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from parity.errors import LoraError
 from parity.lora.adapter import LoraAdapter, LoraTarget
+from parity.lora.dora import by_input, change_of, factors, with_magnitudes
 from parity.numerics.chunks import norm
 
 KEPT_LIMIT = 0.9
@@ -94,9 +95,13 @@ def _layers(model: nn.Module, adapter: LoraAdapter) -> dict[str, tuple[nn.Module
     layers = {path: (_found(path, modules, adapter), target) for path, target in adapter.targets.items()}
     for path, (layer, target) in layers.items():
         _check_fits(path, layer, target)
-    if not any(bool(target.A.any()) and bool(target.B.any()) and target.scaling for target in adapter.targets.values()):
+    if not any(_changes(target) for target in adapter.targets.values()):
         raise LoraError(f"adapter {adapter.name!r} changes nothing: scaling * B @ A is zero in all its targets")
     return layers
+
+
+def _changes(target: LoraTarget) -> bool:
+    return target.magnitude is not None or bool(target.A.any() and target.B.any() and target.scaling)
 
 
 def _found(path: str, modules: Mapping[str, nn.Module], adapter: LoraAdapter) -> nn.Module:
@@ -117,6 +122,8 @@ def _check_fits(path: str, layer: nn.Module, target: LoraTarget) -> None:
     given = (target.B.shape[0], target.A.shape[1])
     if given != shape:
         raise LoraError(f"{path!r}: B @ A is {given}, the weight is {shape} [out, in]")
+    if target.magnitude is not None and quantised(layer):
+        raise LoraError(f"{path!r} is quantised: magnitudes (DoRA) need the weight itself")
 
 
 def _shape(layer: nn.Module) -> tuple[int, int] | None:
@@ -173,6 +180,10 @@ def _wrap(layer: nn.Module, target: LoraTarget) -> Callable[[], None]:
     for name, value in zip(names, (target.A, target.B), strict=True):
         layer.register_buffer(name, value.detach().to(device, dtype, copy=True), persistent=False)
     layer.__dict__["forward"] = _with_lora(layer, layer.forward, names[0], names[1], target.scaling)
+    if target.magnitude is not None:
+        names.append(_free_name(layer, "lora_magnitude"))
+        layer.register_buffer(names[-1], factors(target, _weight(layer)).to(device, dtype), persistent=False)
+        layer.__dict__["forward"] = with_magnitudes(layer, layer.__dict__["forward"], names[-1], by_input(target))
 
     def undo() -> None:
         layer.__dict__.pop("forward", None)
@@ -216,15 +227,22 @@ def _with_lora(
 def _merge(weight: Tensor, target: LoraTarget) -> tuple[float, Callable[[], None]]:
     """Merge into the weight; return the share of the change that is in it now, and what puts the copy back."""
     data, old = weight.detach(), weight.detach().clone()
-    delta = target.delta(torch.float32).to(weight.device)
+    delta = (change_of(target, weight) if target.magnitude is not None else target.delta(torch.float32)).float()
+    delta = delta.to(weight.device)
     data.copy_((data.float() + delta).to(data.dtype))
-    size = norm(delta) ** 2
-    kept = float(((data.float() - old.float()) * delta).sum(dtype=torch.float64)) / size if size else 1.0
+    kept = kept_share(data, old, delta)
 
     def undo() -> None:
         data.copy_(old)
 
     return kept, undo
+
+
+def kept_share(new: Tensor, old: Tensor, delta: Tensor) -> float:
+    """Return how much of a change is in a weight once it is merged: the projection of what changed on it."""
+    size = norm(delta) ** 2
+    moved = new.detach().float() - old.float()
+    return float((moved * delta).sum(dtype=torch.float64)) / size if size else 1.0
 
 
 def _warn_of_swallowed(report: AppliedReport) -> None:

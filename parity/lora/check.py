@@ -14,11 +14,16 @@ from parity.lora.problems import Problem, error, some
 
 @dataclass
 class Fit:
-    """Which targets have their module in the model; `wrong` are those of another shape, with the model's."""
+    """Which targets have their module in the model.
+
+    `wrong` are those of another shape, with the model's; `turned` those whose A and B are each transposed on a square
+    weight: their product is rank by rank, and their rank the weight's width.
+    """
 
     matched: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     wrong: dict[str, tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=dict)
+    turned: set[str] = field(default_factory=set)
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -40,6 +45,8 @@ def _place(target: Target, base: Base, found: Fit) -> None:
         found.missing.append(target.module)
     elif wanted != target.shape and _has_weight(target):
         found.wrong[target.module] = (target.shape, wanted)
+        if wanted == (target.r, target.r) and target.shape[0] == target.shape[1]:
+            found.turned.add(target.module)
     else:
         found.matched.append(target.module)
         found.problems += _about_bias(target, base)
@@ -87,7 +94,7 @@ def _way_out(found: Fit, base: Base) -> str:
 
 
 def _about_shapes(found: Fit) -> Iterator[Problem]:
-    turned = {m: sizes for m, sizes in found.wrong.items() if sizes[0] == sizes[1][::-1]}
+    turned = {m: s for m, s in found.wrong.items() if s[0] == s[1][::-1] or m in found.turned}
     if turned:
         module, (given, wanted) = next(iter(turned.items()))
         text = f"{len(turned)} changes are transposed: {module} is {list(given)}, the weight {list(wanted)} [out, in]"

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from parity.lora.delta import Apart, apart, deltas_of
+from parity.lora.delta import Apart, apart, changed_names, deltas_of
+from parity.lora.factors import near, worded_factor
 from parity.lora.formats.names import flattened
 from parity.lora.loaded import LoadedLora, Target
 from parity.lora.problems import some
@@ -59,13 +60,15 @@ class Comparison:
             return None
         middle = median(row.ratio for row in self.rows.values())
         sign = math.copysign(1.0, median(row.cosine for row in self.rows.values()))
-        near = max(self.rtol, 1e-6)
-        same = all(_near(row.ratio, middle, near) and abs(row.cosine - sign) < near for row in self.rows.values())
+        limit = max(self.rtol, 1e-6)
+        same = all(near(row.ratio, middle, limit) and abs(row.cosine - sign) < limit for row in self.rows.values())
         return sign * middle if same else None
 
     @property
     def verdict(self) -> str:
-        """One of same, scaled, different."""
+        """One of same, scaled, different, or nothing compared."""
+        if not (self.rows or self.missing_keys or self.unexpected_keys or self.shapes):
+            return "nothing compared"
         if not (self.apart or self.missing_keys or self.unexpected_keys or self.shapes):
             return "same"
         return "different" if self.factor is None else "scaled"
@@ -117,13 +120,8 @@ def _changing(target: Target) -> Iterator[str]:
 def _left_over(target: Target, other: Target | None) -> Iterator[str]:
     if other is None:
         yield from _changing(target)
-    elif target.shape == other.shape:
-        known = deltas_of(other)
-        yield from (name for name in _changing(target) if name not in known)
-
-
-def _near(value: float, wanted: float, tolerance: float) -> bool:
-    return abs(value - wanted) <= tolerance * max(abs(wanted), 1e-300)
+    elif target.shape == other.shape and (names := set(changed_names(target)) - set(changed_names(other))):
+        yield from (name for name in _changing(target) if name in names)
 
 
 def rendered(found: Comparison, names: tuple[str, str]) -> str:
@@ -155,23 +153,10 @@ def _verdict(found: Comparison, names: tuple[str, str]) -> str:
     largest = max((row.rel_l2 for row in found.rows.values()), default=0.0)
     if found.verdict == "same":
         return f"same: {count} targets, largest relative distance {largest:.1e}"
+    if found.verdict == "nothing compared":
+        return "nothing compared: no target could be read on either side"
     if found.factor is not None:
-        return f"scaled: {names[1]} is {_worded(found.factor)} {names[0]} in all {count} targets"
+        return f"scaled: {names[1]} is {worded_factor(found.factor)} {names[0]} in all {count} targets"
     wrong = len(found.apart)
     return f"different: {wrong} of {count} common targets differ, largest relative distance {largest:.2e}"
 
-
-def _worded(factor: float) -> str:
-    """Name a factor, as exactly as it deserves.
-
-    >>> _worded(2.0000000001), _worded(0.33)
-    ('exactly 2 x', '0.33 x')
-    """
-    for whole in (round(factor, 3), 1 / round(1 / factor, 3) if factor and round(1 / factor, 3) else factor):
-        if whole and _near(factor, whole, 1e-7) and _simple(whole):
-            return f"exactly {whole:g} x"
-    return f"{factor:.6g} x"
-
-
-def _simple(value: float) -> bool:
-    return _near(value, round(value * 4) / 4, 1e-9) or _near(1 / value, round(4 / value) / 4, 1e-9)

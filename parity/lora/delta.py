@@ -70,6 +70,12 @@ def deltas_of(target: Target) -> dict[str, Delta]:
     return out
 
 
+def changed_names(target: Target) -> list[str]:
+    """Return the names of `deltas_of` without reading a tensor."""
+    own = [target.module] if target.factors is not None or "diff" in target.extras else []
+    return own + [name.format(target.module) for role, name in _IN_FULL.items() if role in target.extras]
+
+
 def _is_matrix(target: Target) -> bool:
     return target.extras["diff"]().ndim > 1
 

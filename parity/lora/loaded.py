@@ -71,7 +71,8 @@ class Target:
             text = f"{self.module!r} is changed in full by {', '.join(self.extras)}, it has no A and B"
             raise LoraFileError("full_change", text)
         A, B = self.factors()
-        return LoraTarget(A, B, self.scaling, self.scaling_from)
+        magnitude = self.extras["magnitude"]() if "magnitude" in self.extras else None
+        return LoraTarget(A, B, self.scaling, self.scaling_from, magnitude)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +105,8 @@ class LoadedLora:
         Raises:
             LoraError: it has no targets, or some that are not low-rank alone.
         """
-        extra = [target.module for target in self.targets.values() if target.extras]
+        extra = [target.module for target in self.targets.values() if set(target.extras) - {"magnitude"}]
         if extra:
-            text = f"{len(extra)} targets change more than B @ A does, the first {extra[0]!r}"
+            text = f"{len(extra)} targets change more than B @ A and magnitudes do, the first {extra[0]!r}"
             raise LoraFileError("full_change", text)
         return LoraAdapter(name, {module: target.target() for module, target in self.targets.items()})

@@ -60,6 +60,8 @@ def _checked(path: str, target: LoraTarget, plan: KeyPlan) -> LoraTarget:
     shape = plan.reference_shapes[_weight_key(path, plan)]
     wanted = (shape[0], shape.numel() // shape[0]) if len(shape) > 1 else tuple(shape)
     given = (target.B.shape[0], target.A.shape[1])
+    if target.magnitude is not None:
+        raise LoraError(f"{path!r} has magnitudes (DoRA), which are not carried through a key map")
     if given != wanted:
         raise LoraError(f"{path!r}: B @ A is {given}, the weight is {tuple(shape)}; the adapter is of another model")
     return target

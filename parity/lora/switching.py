@@ -93,6 +93,12 @@ class Adapters:
 
 
 def weighted(adapter: LoraAdapter, weight: float) -> LoraAdapter:
-    """Return the adapter with every scaling multiplied."""
+    """Return the adapter with every scaling multiplied.
+
+    Raises:
+        LoraError: it has magnitudes, which no weight but 1 leaves as they are.
+    """
+    if weight != 1 and any(target.magnitude is not None for target in adapter.targets.values()):
+        raise LoraError(f"adapter {adapter.name!r} has magnitudes (DoRA): it is on or off, with no weight of its own")
     targets = {path: replace(target, scaling=target.scaling * weight) for path, target in adapter.targets.items()}
     return LoraAdapter(adapter.name, targets)

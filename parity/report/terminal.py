@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+from parity.report.lora import lora_rows, lora_table
+
 _RED, _GREEN, _YELLOW, _BOLD, _PLAIN = "\033[31m", "\033[32m", "\033[33m", "\033[1m", "\033[0m"
 
 _SHOWN = 3
@@ -18,6 +20,8 @@ def render_run(record: Mapping[str, Any], width: int = 80, color: bool = False) 
     for state in record["pairs"]:
         cases = [c for c in record["cases"] if c["pair"] == state["pair"] and c["state"] == state["state"]]
         lines += _state(state, cases, width, color)
+        if state.get("lora_comparison"):
+            lines += [*_lora(state, cases, record["cases"], width, color), ""]
     return "\n".join([*lines, *_inputs(record, width, color), *_not_run(record, width, color)])
 
 
@@ -36,6 +40,20 @@ def _inputs(record: Mapping[str, Any], width: int, color: bool) -> list[str]:
         for reason, count in unjudged.items():
             lines += _wrapped("not judged", f"{count}: {reason}", width, _YELLOW if color else "")
     return [*lines, ""] if lines else []
+
+
+def _lora(
+    state: Mapping[str, Any], cases: list[Mapping[str, Any]], every: list[Mapping[str, Any]], width: int, color: bool
+) -> list[str]:
+    """Render the four comparisons, and what is wrong with how a side applies the LoRA."""
+    without = str(state["state"]).replace("lora_on", "lora_off", 1)
+    off = {c["tap"]: c for c in every if (c["pair"], c["state"]) == (state["pair"], without)}
+    rows = lora_rows(state["lora_comparison"], off, {c["tap"]: c for c in cases})
+    lines = [f" {line}"[:width] for line in lora_table(rows)]
+    for name, mark in (("lora_findings", _RED), ("lora_warnings", _YELLOW)):
+        for words in state[name]:
+            lines += _wrapped("lora", words, width, mark if color else "")
+    return lines
 
 
 def _not_run(record: Mapping[str, Any], width: int, color: bool) -> list[str]:

@@ -42,6 +42,10 @@ _SPOILT = {
         "the native decides on floats where the reference decides nothing to replay:",
         "a routing, top-k or mask of the native's own; give the segment a tap on both sides of it",
     ),
+    "lora_findings": (
+        "a side does not apply the LoRA as its file says:",
+        "mend how that side loads it; `parity lora inspect` and `diff` say what the file holds",
+    ),
     "compiled_apart": (
         "compiled is not what eager is:",
         "a fused kernel in lower precision, or a graph that is wrong; run `compile` with a plainer backend to tell",

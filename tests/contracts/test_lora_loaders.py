@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from fixtures.lora_spellings import SPELLINGS
-from fixtures.loras import BASE, base_state, drawn_pairs, save
+from fixtures.loras import BASE, Spelled, base_state, drawn_pairs, save
 from fixtures.tiny_wan import OFFICIAL, call, tiny_wan, wan_lora
 from parity.io.lora_files import open_lora, write_lora
 from parity.lora.adapter import LoraAdapter, LoraTarget
-from parity.lora.apply import applied
+from parity.lora.apply import applied, merged
 from parity.lora.delta import Delta, apart, deltas_of
 from parity.lora.formats import Given, LoraFile, dialects, read_lora
 from parity.lora.loaded import Factors, LoadedLora
@@ -75,6 +75,28 @@ def test_peft_loads_what_is_written(name: str, tmp_path: Path) -> None:
     with torch.no_grad():
         found = loaded(x)
     assert float((found - wanted).norm() / (wanted - plain).norm()) < 1e-6
+
+
+def test_magnitudes_are_pefts(tmp_path: Path) -> None:
+    """Weight-decomposed LoRA: read, applied unmerged and merged, as PEFT applies it."""
+    from peft import PeftModel
+
+    spelled = SPELLINGS["peft"][1](drawn_pairs())
+    state = base_state()
+    lengths = {
+        f"base_model.model.{m}.lora_magnitude_vector": 1.5 * state[f"{m}.weight"].norm(dim=1) for m in BASE
+    }
+    assert spelled.sidecar is not None
+    config = {**spelled.sidecar, "use_dora": True, "target_modules": list(BASE)}
+    path = save(Spelled({**spelled.tensors, **lengths}, sidecar=config), tmp_path / "dora")
+    x, ours = torch.randn(3, 16, generator=torch.Generator().manual_seed(0)), Layers()
+    plain = ours(x)
+    with torch.no_grad():
+        wanted = PeftModel.from_pretrained(Layers(), str(path.parent)).eval()(x)
+    for way in (applied, merged):
+        with way(ours, read(path).adapter()):
+            assert float((ours(x) - wanted).norm() / (wanted - plain).norm()) < 1e-5
+        assert torch.equal(ours(x), plain)
 
 
 def test_diffusers_loads_what_is_written(tmp_path: Path) -> None:

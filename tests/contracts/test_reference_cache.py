@@ -56,7 +56,7 @@ def test_a_state_that_is_new_is_added(counted: tuple[Ways, list[int]]) -> None:
     once = len(calls)
     calls.clear()
     replace(ways, states=[(True, "")]).one()
-    assert 0 < len(calls) <= once + 1, "the baseline is one more"
+    assert 0 < len(calls) <= once + 1 + 5, "the pass without is one more, and the layer is asked alone"
     calls.clear()
     ways.one()
     assert calls == []

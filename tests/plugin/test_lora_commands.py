@@ -53,6 +53,21 @@ def test_check_finds_what_is_transposed(tmp_path: Path) -> None:
     assert (code, codes(found, "error")) == (1, ["orientation"])
 
 
+def test_check_finds_what_is_transposed_on_a_square_weight(tmp_path: Path) -> None:
+    """The product of A and B, each transposed, is rank by rank and of rank 8."""
+    module = "blocks.0.cross_attn.k_img"
+    turned = {module: tuple(value.t() for value in reversed(drawn_pairs()[module]))}
+    path = save(SPELLINGS["diffusers"][1]({m: (b, a) for m, (a, b) in turned.items()}), tmp_path / "turned")
+    code, found = as_json("check", path, "--base", base_file(tmp_path))
+    assert (code, codes(found, "error")) == (1, ["orientation"])
+
+
+def test_two_files_without_a_target_are_not_the_same(tmp_path: Path) -> None:
+    path = save(Spelled({"lora_unet_blocks_0_ffn_0.oft_blocks": torch.zeros(2, 4, 4)}), tmp_path / "oft")
+    code, found = as_json("diff", path, path)
+    assert (code, found["verdict"]) == (1, "nothing compared")
+
+
 def test_check_of_missing_modules_names_them(tmp_path: Path) -> None:
     state = base_state()
     del state["blocks.0.cross_attn.k_img.weight"]

@@ -122,6 +122,13 @@ def test_a_model_of_other_widths_is_refused_with_the_dimension(tmp_path: Path) -
     assert "8 where this one has 12" in found["message"]
 
 
+def test_a_base_that_the_file_is_not_for_is_refused(tmp_path: Path) -> None:
+    safetensors.torch.save_file({"other.weight": torch.zeros(8, 8)}, tmp_path / "other.safetensors")
+    out, model = tmp_path / "out.safetensors", tmp_path / "other.safetensors"
+    words = ("convert", lora_file(tmp_path, "peft"), "--to", "kohya", "--base", model, "-o", out)
+    assert (as_json(*words)[1]["code"], out.exists()) == ("no_module_matched", False)
+
+
 def test_recompression_states_its_error(tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
     code, found = as_json("convert", lora_file(tmp_path, "peft"), "--to", "fastvideo", "--rank", "2", "-o", out)

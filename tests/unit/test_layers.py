@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2] / "parity"
 BASE = frozenset({"errors", "registry"})
 WEIGHTS = BASE | {"numerics", "weights"}
 DATA = WEIGHTS | {"execution", "lora", "pair", "space"}
-SIDES = DATA | {"stage", "loaded", "impact", "live"}
+SIDES = DATA | {"stage", "loaded", "impact", "live", "lora_audit"}
 """What one side gives."""
 RUN = SIDES | {"session", "draws", "run"}
 """Everything a case needs, from a pair to its verdicts."""
@@ -40,6 +40,8 @@ LAYERS: dict[str, frozenset[str]] = {
     "environment": BASE,
     "stage": DATA,
     "loaded": DATA,
+    "lora_loading": WEIGHTS | {"io", "lora"},
+    "lora_audit": DATA | {"stage", "loaded"},
     "impact": DATA | {"stage", "loaded"},
     "live": SIDES,
     "session": SIDES,
@@ -54,7 +56,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "draws": SIDES | {"session"},
     "diagnose": SIDES | {"session", "draws"},
     "felt": SIDES | {"session", "draws"},
-    "run": RUN - {"run"} | {"diagnose", "felt"},
+    "run": RUN - {"run"} | {"diagnose", "felt", "four"},
     "report": BASE | {"numerics", "diagnose"},
     "io": BASE | {"weights", "execution", "report"},
     "failures": BASE,
@@ -67,7 +69,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "engine": RUN | RECORDED | {"about", "case", "diagnose", "failures", "report"},
     "runs": BASE | {"environment", "report", "io"},
     "captured": SIDES,
-    "four": RUN,
+    "four": RUN - {"run"},
     "propagation": SIDES | {"io"},
     "answers": RUN | RECORDED | {"identity", "io", "diagnose"},
     "__main__": BASE | {"cli"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -75,6 +76,27 @@ def test_applied_is_pefts_arithmetic_and_leaves_no_trace(dtype: torch.dtype) -> 
     assert torch.equal(model(x), plain)
     assert_restored(model, before)
     assert {path: one.rank for path, one in report.modules.items()} == {"first": 2, "second": 3}
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 1), (1, 4)], ids=["out", "out_1", "in"])
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_magnitudes_give_the_changed_weight_its_lengths(shape: tuple[int, ...], name: str) -> None:
+    """By outputs or by inputs, with a bias in the result or beside it; unmerged is merged."""
+    model, x = Model().double(), torch.randn(3, 4).double()
+    weight = model.get_parameter(f"{name}.weight")
+    sizes = {6: weight.shape[0], 4: weight.shape[1], 1: 1}
+    m = torch.rand([sizes[size] for size in shape]).double() + 0.5
+    one = replace(target(weight.shape[0], weight.shape[1]), magnitude=m)
+    whole = weight + one.delta()
+    dim = 0 if shape[0] == 1 else 1
+    wanted = whole * m.reshape(-1 if dim else 1, 1 if dim else -1) / whole.norm(dim=dim, keepdim=True)
+    before = state_of(model)
+    with merged(model, LoraAdapter("x", {name: one})):
+        torch.testing.assert_close(weight, wanted, rtol=1e-5, atol=1e-6)
+        expected = model(x)
+    with applied(model, LoraAdapter("x", {name: one})):
+        torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-6)
+    assert_restored(model, before)
 
 
 def test_applied_twice_stacks_and_unstacks() -> None:

@@ -175,6 +175,25 @@ def _xlabs(folder: Path) -> Path:
     return save(Spelled({"double_blocks.0.processor.qkv_lora1.down.weight": torch.zeros(4, 8)}), folder)
 
 
+def _duplicate(folder: Path) -> Path:
+    """One module spelled with lora_A and with lora_down."""
+    old = dict(spelled("comfyui").tensors)
+    again = {k.replace("lora_A", "lora_down").replace("lora_B", "lora_up"): v for k, v in old.items() if "ffn.0" in k}
+    return save(Spelled(old | again), folder)
+
+
+def _other_kind(folder: Path) -> Path:
+    path = "base_model.model.blocks.0.ffn.0.vera_lambda"
+    tensors = {f"{path}_b": torch.ones(16), f"{path}_d": torch.ones(4)}
+    return save(Spelled(tensors, sidecar={"peft_type": "VERA", "r": 4}), folder)
+
+
+def _embedding(folder: Path) -> Path:
+    path = "base_model.model.emb.lora_embedding"
+    tensors = {f"{path}_A": torch.ones(4, 8), f"{path}_B": torch.ones(8, 4)}
+    return save(Spelled(tensors, sidecar={"r": 4, "lora_alpha": 4}), folder)
+
+
 def _part_missing(folder: Path) -> Path:
     return edited("longcat", folder, lambda k, v: None if k.endswith("qkv.lora_up.blocks.1.weight") else v)
 
@@ -194,6 +213,8 @@ ERRORS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "alpha_infinite": (_alpha_infinite, "not_finite"), "alpha_of_shape": (_alpha_of_shape, "alpha_shape"),
     "scaled_storage": (_scaled_storage, "scaled_storage"), "multiplied": (_multiplied, "unsupported_kind"),
     "xlabs": (_xlabs, "unsupported_dialect"), "part_missing": (_part_missing, "missing_half"),
+    "duplicate": (_duplicate, "duplicate_pair"), "other_kind": (_other_kind, "unsupported_kind"),
+    "embedding": (_embedding, "no_targets"),
 }  # fmt: skip
 
 
@@ -212,6 +233,7 @@ def test_no_command_goes_on_with_a_bad_file(name: str, tmp_path: Path) -> None:
     safetensors.torch.save_file(base_state(), tmp_path / "model.safetensors")
     model = str(tmp_path / "model.safetensors")
     assert lora("diff", path, good)[0] == 1
+    assert lora("check", path, "--base", model)[0] == 1
     assert lora("convert", path, "--to", "kohya", "--base", model, "-o", out)[0] == 1
     assert not out.exists()
 

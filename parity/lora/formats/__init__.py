@@ -15,6 +15,9 @@ from parity.lora.problems import Problem, error, some
 __all__ = ["Dialect", "Given", "LoraFile", "Written", "dialect_of", "dialects", "read_lora", "writers"]
 
 
+_KINDS = ("LORA", "LOHA", "LOKR")
+
+
 @cache
 def dialects() -> Mapping[str, Dialect]:
     """Return every dialect by name."""
@@ -71,6 +74,10 @@ def read_lora(file: LoraFile) -> LoadedLora:
     Raises:
         LoraFileError: no dialect, or several, claim it.
     """
+    kind = str((file.sidecar or {}).get("peft_type") or "LORA").upper()
+    if kind not in _KINDS:
+        text = f"adapter_config.json says {kind}, which is no low-rank change of weights that can be read"
+        raise LoraFileError("unsupported_kind", f"{text}\nread: {', '.join(_KINDS)}")
     dialect = dialect_of(file)
     lora = dialect.read(file)
     problems: list[Problem] = list(lora.problems)

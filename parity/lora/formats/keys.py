@@ -97,11 +97,16 @@ def parsed(key: str) -> Key:
             continue  # elsewhere `a1.weight` is some layer's weight
         if (found := pattern.search(key)) and found.start():
             groups = found.groupdict()
-            prefix, module = _without_prefix(key[: found.start()] + (f".{old}" if (old := groups.get("old")) else ""))
+            prefix, module = _without_prefix(key[: found.start()] + _old_name(groups.get("old")))
             part, tensor = int(groups.get("part") or 0), groups.get("tensor") or ""
             return Key(key, prefix, module, role, style, part, groups.get("name"), tensor)
     prefix, module = _without_prefix(key)
     return Key(key, prefix, module, "plain", "")
+
+
+def _old_name(old: str | None) -> str:
+    """Return the layer an attention processor's factor belongs to; `to_out` is a list whose first entry is linear."""
+    return "" if old is None else ".to_out.0" if old == "to_out" else f".{old}"
 
 
 def _without_prefix(path: str) -> tuple[str, str]:

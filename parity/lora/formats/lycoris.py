@@ -7,6 +7,7 @@ Letters in shapes: R rank, I inputs and O outputs of the layer; a, c rows and b,
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -33,13 +34,20 @@ def matches(file: LoraFile) -> bool:
 
 def read(file: LoraFile) -> LoadedLora:
     """Read LoHa and LoKr; what needs the weight itself is an error."""
-    lora = Reading(file, DIALECT.name, Habits(zero_is_rank=True)).result(_factorise)
+    lora = Reading(file, DIALECT.name, Habits(zero_is_rank=True), _with_companions(file)).result(_factorise)
     multiplied = [key.key for key in file.keys if key.role == "multiplied"]
     if not multiplied:
         return lora
     text = f"{len(multiplied)} keys are of a kind that multiplies the weight (OFT, IA3, GLoRA) or is not read"
     refused = error("unsupported_kind", f"{text}: {some(multiplied)}; merge it into the base with its own tool")
     return replace(lora, problems=(*lora.problems, refused))
+
+
+def _with_companions(file: LoraFile) -> Iterator[Key]:
+    """Call alpha and weight of a module that is multiplied what its other keys are."""
+    modules = {key.module for key in file.keys if key.role == "multiplied"}
+    for key in file.keys:
+        yield replace(key, role="multiplied") if key.module.removesuffix(".weight") in modules else key
 
 
 def _factorise(file: LoraFile, group: Group) -> Pair | None:

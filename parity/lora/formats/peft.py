@@ -30,7 +30,7 @@ def matches(file: LoraFile) -> bool:
 
 def _claims(key: Key) -> bool:
     plain = key.prefix == "" and key.style == "weight" and key.role in ("A", "B")
-    return plain or (key.prefix == PREFIX and key.style in ("weight", "named"))
+    return plain or (key.prefix == PREFIX and (key.style in ("weight", "named") or key.role == "embedding"))
 
 
 def read(file: LoraFile) -> LoadedLora:

@@ -173,7 +173,7 @@ class Reading:
         """Say once for the whole file what would be said for each target."""
         targets = [target for target in self.targets.values() if target.factors is not None]
         self.problems += about_alphas(targets, self.habits, self.file.given.lora_alpha)
-        self.problems += about_keys(self.states, self.keys)
+        self.problems += about_keys(self.states, self.keys, self.prefix)
 
 
 def _numel(shape: Sequence[int]) -> int:

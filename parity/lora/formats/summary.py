@@ -56,17 +56,18 @@ def about_alphas(targets: Sequence[Target], habits: Habits, given: float | None)
         yield warning("alpha_elsewhere", f"{text}: they apply {1 / away[0].scaling:.3g} times the change")
 
 
-def about_keys(states: Mapping[str, KeyState], keys: Sequence[Key]) -> Iterator[Problem]:
-    """Say which keys change nothing, and why."""
+def about_keys(states: Mapping[str, KeyState], keys: Sequence[Key], prefix: str) -> Iterator[Problem]:
+    """Say which keys change nothing, and why; `prefix` is that of the component that was read."""
     unexpected = [key for key, state in states.items() if state == "unexpected"]
     if unexpected:
         text = f"{len(unexpected)} of {len(keys)} keys are unknown and change nothing: {some(unexpected)}"
         yield warning("unexpected_keys", text)
     left = [key for key in keys if states.get(key.key) == "unsupported"]
-    for prefix, count in Counter(key.prefix for key in left if key.prefix in COMPONENTS).items():
-        text = f"{count} keys are of another component, {prefix!r}"
-        yield warning("other_component", f"{text}; read it with --prefix {prefix}")
-    named = [key.key for key in left if key.role in _LEFT_OUT and key.prefix not in COMPONENTS]
+    others = [key.prefix for key in left if key.prefix in COMPONENTS and key.prefix != prefix]
+    for other, count in Counter(others).items():
+        text = f"{count} keys are of another component, {other!r}"
+        yield warning("other_component", f"{text}; read it with --prefix {other}")
+    named = [key.key for key in left if key.role in _LEFT_OUT and key.prefix not in others]
     if named:
         yield warning("unsupported_keys", f"{len(named)} keys are known but not taken over: {some(named)}")
     if scales := [key.key for key in left if key.role == "scale"]:
