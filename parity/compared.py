@@ -7,12 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from parity.about import About, places_of
 from parity.errors import RecordError
 from parity.execution.decisions import Decisions
-from parity.execution.passes import OUTPUT, Restart
+from parity.execution.passes import Restart
 from parity.execution.trace import Trace
 from parity.identity import asked_for, check_inputs, check_same, key_of
 from parity.io.recording import RECORDING, RecordingFolder
@@ -67,9 +65,9 @@ class RecordedNative:
     def learn_constants(self, draw: DrawOf) -> None:
         """Nothing: it was done when the native was recorded."""
 
-    def baseline(self, draw: DrawOf) -> Tensor:
-        """Return the output without the LoRA."""
-        return self._trace(draw, "baseline").values[OUTPUT].low
+    def baseline(self, draw: DrawOf) -> Trace:
+        """Return the free-running pass without the LoRA; older recordings have its output alone."""
+        return self._trace(draw, "baseline")
 
     def free(self, draw: DrawOf) -> Trace:
         """Return the free-running pass.

@@ -53,6 +53,9 @@ class _State:
     record: dict[str, Any]
 
 
+_SIDES = ("reference", "native")
+
+
 class Engine:
     """Loads a pair when its first case asks, runs a LoRA state when its first case asks, and keeps what it found.
 
@@ -204,6 +207,9 @@ class Engine:
             repair=None if (fix := found.explained.repairs.get(case.tap)) is None else fix.as_dict(),
             signatures=found.explained.signatures.get(case.tap, []),
             place=None if (where := found.explained.places.get(case.tap)) is None else where.as_dict(),
+            residual=found.profiles.get(case.tap),
+            dtypes=_ops_by_dtype(found, judged),
+            lora_effect=found.lora_effects.get(case.tap),
         )
 
     def _likely(self, judged: Judged, draws: list[Evidence], place: TapPlace, found: StateResult) -> list[str]:
@@ -265,6 +271,13 @@ class Engine:
             "peak_memory_bytes": found.peak_memory,
             "seconds": found.seconds,
         }
+
+
+def _ops_by_dtype(found: StateResult, judged: Judged) -> dict[str, dict[str, int]] | None:
+    """Return how often each side ran which op in which dtype before a tap that is not bit-exact."""
+    if judged.name not in found.dtypes or judged.cls is VerdictClass.BIT_EXACT:
+        return None
+    return {side: dict(sorted(ops.items())) for side, ops in zip(_SIDES, found.dtypes[judged.name], strict=True)}
 
 
 def _compiled_apart(found: StateResult) -> list[str]:

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from parity.draws import aligned
-from parity.execution.passes import OUTPUT
-from parity.execution.tap import Tap
+from parity.execution.passes import OUTPUT, mask_of
+from parity.execution.tap import Inputs, Tap
 from parity.execution.trace import Trace
 from parity.numerics.metrics import classic_metrics
 
@@ -83,6 +84,53 @@ def four_comparisons(
     ratio = sizes[1] / sizes[0] if sizes[0] else float("nan")
     alignment = float(effects[0] @ effects[1]) / (sizes[0] * sizes[1]) if all(sizes) else float("nan")
     return FourComparisons(apart(r[0], n[0]), apart(r[1], n[1]), apart(r[0], r[1]), apart(n[0], n[1]), ratio, alignment)
+
+
+def lora_effects(
+    taps: Sequence[Tap], without: tuple[Trace, Trace], with_lora: tuple[Trace, Trace], inputs: Inputs
+) -> dict[str, dict[str, float]]:
+    """Say at every tap how far the sides are apart without and with the LoRA, and how far it moves each of them.
+
+    Args:
+        taps: the pair's taps.
+        without: the free-running passes of reference and native without the LoRA.
+        with_lora: theirs with it.
+        inputs: of all four; they say what is padding.
+
+    Raises:
+        TapError: a layout does not fit.
+    """
+    found = {}
+    for tap in taps:
+        if all(tap.name in trace.values for trace in (*without, *with_lora)):
+            values = [trace.values[tap.name].low for trace in (*without, *with_lora)]
+            shape = values[0].shape
+            lined_up = [aligned(tap, v, shape) if n % 2 else v for n, v in enumerate(values)]
+            found[tap.name] = _effects(tap, lined_up, inputs)
+    return found
+
+
+def _effects(tap: Tap, values: Sequence[Tensor], inputs: Inputs) -> dict[str, float]:
+    keep = None if tap.valid is None else mask_of(tap, inputs, values[0])
+    masked = values if keep is None else [torch.where(keep, v, 0) for v in values]
+    wide = torch.complex128 if masked[0].is_complex() else torch.float64
+    reference, native, reference_on, native_on = (v.to(wide).flatten() for v in masked)
+    moved, moved_native = reference_on - reference, native_on - native
+    size, size_native = float(moved.norm()), float(moved_native.norm())
+    together = abs(complex(torch.vdot(moved, moved_native))) if moved.is_complex() else float(moved @ moved_native)
+    return {
+        "base": _over(float((native - reference).norm()), float(reference.norm())),
+        "lora": _over(float((native_on - reference_on).norm()), float(reference_on.norm())),
+        "on_reference": _over(size, float(reference.norm())),
+        "on_native": _over(size_native, float(native.norm())),
+        "ratio": _over(size_native, size),
+        "alignment": _over(together, size * size_native),
+    }
+
+
+def _over(top: float, base: float) -> float:
+    """Divide; nan where both are zero: there is nothing to compare."""
+    return top / base if base else (float("nan") if top == 0 else float("inf"))
 
 
 def _apart(name: str, expected: Tensor, actual: Tensor) -> Apart:

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from parity.errors import RecordError
-from parity.execution.passes import OUTPUT
 from parity.execution.trace import TapValue, Trace
 from parity.identity import check_inputs
-from parity.io.passes import write_pass
 from parity.io.recording import RecordingFolder
 from parity.io.tree import digests_of
 from parity.live import LiveSide
@@ -42,9 +40,6 @@ class PassRecorder:
         return self._target.stored(draw.name, name, self._device, checked=True).trace()
 
     def _record(self, draw: DrawOf, name: str, run: Callable[[], Trace], low: bool, high: bool) -> None:
-        if name == "baseline":
-            write_pass(self._target.below(draw.name, name), run())
-            return
         writer = self._target.writer(draw.name, name, low=low, high=high)
         self._live.sinks = lambda _: writer
         try:
@@ -72,11 +67,6 @@ def passes_of(draw: DrawOf, has_tables: bool) -> list[str]:
     return [*["baseline"] * draw.lora, "free", "lockstep", *twins, *["as_stored"] * has_tables]
 
 
-def output_only(output: Tensor) -> Trace:
-    """Return the trace of a pass that only showed its output."""
-    return Trace({OUTPUT: TapValue(output, None, (output.shape[0] if output.dim() else 1,))})
-
-
 def check_room(
     target: RecordingFolder, live: LiveSide, draws: Sequence[DrawOf], weights: Mapping[str, Tensor], tell: Tell
 ) -> None:
@@ -90,7 +80,8 @@ def check_room(
     shadow = 8 if options.shadow_dtype == torch.float64 else 4
     lows = sizes.bytes * (2 + live.has_tables)
     highs = sizes.elements * shadow * (1 + options.twins + live.has_tables)
-    needed = len(draws) * (lows + highs) + sum(v.numel() * v.element_size() for v in weights.values())
+    baselines = sizes.bytes * sum(draw.lora for draw in draws)
+    needed = len(draws) * (lows + highs) + baselines + sum(v.numel() * v.element_size() for v in weights.values())
     needed = max(0, needed - target.bytes_of([draw.name for draw in draws]))
     free = shutil.disk_usage(target.path).free
     tell(f"about {needed / 1e6:,.0f} MB to write, {free / 1e9:,.1f} GB free")

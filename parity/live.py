@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from parity.execution.decisions import Decisions
 from parity.execution.passes import OUTPUT, FromReference, Restart, Runner
@@ -68,9 +67,9 @@ class LiveSide:
         """Return what calls the model, with all taps attached or some."""
         return self.side.runner(self.taps if taps is None else taps)
 
-    def baseline(self, draw: DrawOf) -> Tensor:
-        """Return the output of a free-running pass without taps."""
-        return self.runner(()).run(draw.inputs).values[OUTPUT].low
+    def baseline(self, draw: DrawOf) -> Trace:
+        """Return the free-running pass without the LoRA."""
+        return self.runner().run(draw.inputs, sink=self.sinks("baseline"))
 
     def free(self, draw: DrawOf) -> Trace:
         """Return the free-running pass, without shadows."""

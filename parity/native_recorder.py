@@ -16,7 +16,7 @@ from parity.execution.trace import Trace
 from parity.identity import check_same, identity_of, key_of
 from parity.io.recording import RecordingFolder
 from parity.io.tree import digests_of
-from parity.kept import PassRecorder, Tell, check_room, keep_inputs, output_only
+from parity.kept import PassRecorder, Tell, check_room, keep_inputs
 from parity.recorded import Recorded
 from parity.recorder import Plan
 from parity.run import planned_draws
@@ -105,7 +105,7 @@ class _NativeRecording:
     def _write_draw(self, draw: DrawOf) -> dict[str, Any]:
         keep_inputs(self._target, draw)
         if draw.lora:
-            self._passes.once(draw, "baseline", lambda: output_only(self._live.baseline(draw)))
+            self._passes.once(draw, "baseline", lambda: self._live.baseline(draw), high=False)
         with self._session.lora(draw.lora):
             free = self._passes.once(draw, "free", lambda: self._live.free(draw), high=False)
             expected = self._reference.lockstep(draw, dtypes_of(free)).trace

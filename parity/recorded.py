@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from parity.errors import RecordError
-from parity.execution.passes import OUTPUT
 from parity.execution.storage import bits
 from parity.execution.tap import Tap
 from parity.execution.trace import Trace
@@ -135,9 +134,9 @@ class Recorded:
     def learn_constants(self, draw: DrawOf) -> None:
         """Nothing: it was done when the reference was recorded."""
 
-    def baseline(self, draw: DrawOf) -> Tensor:
-        """Return the output without the LoRA."""
-        return self._trace(draw, "baseline").values[OUTPUT].low
+    def baseline(self, draw: DrawOf) -> Trace:
+        """Return the free-running pass without the LoRA; older recordings have its output alone."""
+        return self._trace(draw, "baseline")
 
     def free(self, draw: DrawOf) -> Trace:
         """Return the free-running pass."""

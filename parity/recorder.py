@@ -17,7 +17,7 @@ from parity.identity import Identity, check_inputs, check_same, identity_of
 from parity.io.recording import RECORDING, RecordingFolder
 from parity.io.records import as_written
 from parity.io.tree import digests_of
-from parity.kept import PassRecorder, Tell, check_room, keep_inputs, output_only, passes_of
+from parity.kept import PassRecorder, Tell, check_room, keep_inputs, passes_of
 from parity.live import LiveReference
 from parity.loaded import LoadedSide, load_side, with_lora
 from parity.lora.adapter import LoraAdapter
@@ -210,7 +210,7 @@ class ReferenceRecording:
 
     def _write_passes(self, draw: DrawOf) -> dict[str, Any]:
         if draw.lora:
-            self._passes.once(draw, "baseline", lambda: output_only(self._live.baseline(draw)))
+            self._passes.once(draw, "baseline", lambda: self._live.baseline(draw), high=False)
         with ExitStack() as stack:
             if draw.lora and self._at.adapter is not None:
                 stack.enter_context(with_lora(self._at.side, self._at.adapter))

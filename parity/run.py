@@ -7,9 +7,9 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from parity.diagnose.explain import Explained, explain, native_ops
 from parity.diagnose.places import SideOps
@@ -17,10 +17,12 @@ from parity.draws import Draw
 from parity.errors import LoraError, ShadowError, TapError
 from parity.execution.passes import OUTPUT
 from parity.execution.tap import Inputs, Tap
-from parity.execution.trace import same_bits
+from parity.execution.trace import Trace, same_bits
 from parity.felt import settle_impacts
+from parity.four import lora_effects
 from parity.numerics.evidence import Evidence
 from parity.numerics.limits import Limits, limits_for
+from parity.numerics.profile import residual_profile
 from parity.numerics.verdict import Judged, TapFacts, judge
 from parity.stage import Compiled, DrawOf, JudgedSession, Options
 
@@ -52,6 +54,10 @@ class StateResult:
     dtypes: dict[str, tuple[Mapping[str, int], Mapping[str, int]]] = field(default_factory=dict)
     """Per tap, in which dtypes each side ran the ops of the segment that ends there."""
     explained: Explained = field(default_factory=Explained)
+    profiles: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    """The shape of the residual at taps that differ, of the first draw."""
+    lora_effects: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Per tap, with the LoRA on, what it does to each side in free-running passes of the first draw."""
 
     @property
     def first_different(self) -> str | None:
@@ -87,10 +93,12 @@ def _run_state(
         raise TapError(f"{session.pair.name}: no tap exists on both sides; nothing would be compared")
     limits = limits_for(options.shadow_dtype)
     planned = planned_draws(session, lora, options, inputs)
-    without = _outputs(session, planned[0]) if lora else {}
+    without = _without_lora(session, planned[0]) if lora else {}
     with session.lora(lora):
         draws = [Draw(session, draw) for draw in planned]
         _check_lora_shows(without, draws[0])
+        effects = _effects(session, without, draws[0])
+        without.clear()
         facts = [_facts(t, session) for t in session.taps if t.reference and t.native]
         judged = judge(facts, [d.evidence for d in draws], limits)
         stored = session.finer_weights(lora)
@@ -100,8 +108,26 @@ def _run_state(
     if session.recorded is not None:  # the reference's model may be loaded for it, where the native's is now
         explained = _explained(session, judged, facts, draws[0], limits, options, native)
     result = _result(lora, judged, facts, draws, limits, stored)
-    result.explained = explained
+    result.explained, result.lora_effects = explained, effects
+    result.profiles = _profiles(session, judged, draws[0])
     return result
+
+
+def _profiles(
+    session: JudgedSession, judged: Mapping[str, Judged], draw: Draw
+) -> dict[str, dict[str, Any] | None]:
+    """Describe the residuals of taps that differ."""
+    taps = [t for t in session.taps if t.name in judged and judged[t.name].different]
+    return {t.name: residual_profile(draw.measured(t), judged[t.name].logic) for t in taps}
+
+
+def _effects(session: JudgedSession, without: Mapping[str, Trace], draw: Draw) -> dict[str, dict[str, float]]:
+    """Measure what a LoRA does to each side, at the taps both sides have."""
+    if not without:
+        return {}
+    taps = [t for t in session.taps if t.reference and t.native]
+    off, on = (without["reference"], without["native"]), (draw.free_reference, draw.free_native)
+    return lora_effects(taps, off, on, draw.inputs)
 
 
 def planned_draws(
@@ -116,19 +142,19 @@ def planned_draws(
     return draws if session.recorded is None else [session.recorded.given(draw) for draw in draws]
 
 
-def _outputs(session: JudgedSession, draw: DrawOf) -> dict[str, Tensor]:
-    """Return what each side gives for a draw without the LoRA, free-running and without taps."""
+def _without_lora(session: JudgedSession, draw: DrawOf) -> dict[str, Trace]:
+    """Return each side's free-running pass of a draw without the LoRA."""
     return {"reference": session.reference_stage.baseline(draw), "native": session.native_stage.baseline(draw)}
 
 
-def _check_lora_shows(without: Mapping[str, Tensor], draw: Draw) -> None:
+def _check_lora_shows(without: Mapping[str, Trace], draw: Draw) -> None:
     """Check that a LoRA changes something: a side that ignores it, or two, would pass.
 
     Raises:
         LoraError: a side's output is the same with and without it.
     """
     for side, trace in (("reference", draw.free_reference), ("native", draw.free_native)):
-        if side in without and same_bits(without[side], trace.values[OUTPUT].low):
+        if side in without and same_bits(without[side].values[OUTPUT].low, trace.values[OUTPUT].low):
             raise LoraError(
                 f"the LoRA changes no bit of the {side}'s output: it was not applied, or to layers that never run\n"
                 "look at the side's `apply_lora`, and at the adapter's targets"

@@ -132,8 +132,8 @@ class ReferenceStage(Protocol):
     def learn_constants(self, draw: DrawOf) -> None:
         """Learn the exact values of tables cached in the first call; once."""
 
-    def baseline(self, draw: DrawOf) -> Tensor:
-        """Return the output without the LoRA, which is off now."""
+    def baseline(self, draw: DrawOf) -> Trace:
+        """Return the free-running pass without the LoRA, which is off now."""
 
     def free(self, draw: DrawOf) -> Trace:
         """Return the free-running pass, without shadows."""
@@ -203,8 +203,8 @@ class NativeStage(Protocol):
     def learn_constants(self, draw: DrawOf) -> None:
         """Learn the exact values of tables cached in the first call; once."""
 
-    def baseline(self, draw: DrawOf) -> Tensor:
-        """Return the output without the LoRA, which is off now."""
+    def baseline(self, draw: DrawOf) -> Trace:
+        """Return the free-running pass without the LoRA, which is off now."""
 
     def free(self, draw: DrawOf) -> Trace:
         """Return the free-running pass, without shadows."""

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from parity.diagnose.forwards import Enough, Nowhere
+from parity.diagnose.steps import Step, code_of, text_of
 from parity.execution.decisions import Decisions
 from parity.execution.hooks import TapHooks
 from parity.execution.op_values import OpShadow, OpValue, Values, values_of
@@ -25,23 +26,6 @@ from parity.live import LiveSide
 from parity.stage import DrawOf
 
 _PLAIN = frozenset({"t", "view", "clone", "copy_", "cat", "stack"})
-
-
-@dataclass(frozen=True)
-class Step:
-    """One op of a side, in words.
-
-    Args:
-        name: of the op. dtype: of its output. line: of the side's code. module: path of the module, "" where unknown.
-    """
-
-    name: str
-    dtype: str
-    line: str
-    module: str
-
-    def __str__(self) -> str:
-        return f"`{self.name}` at {self.line}" + (f" in {self.module}" if self.module else "")
 
 
 @dataclass(frozen=True)
@@ -81,6 +65,10 @@ class Place:
             "native": None if self.native is None else str(self.native),
             "reference": None if self.reference is None else str(self.reference),
             "dtypes": [[str(n), n.dtype, str(r), r.dtype] for n, r in self.dtypes[:8]],
+            "code": {
+                "native": [list(c) for c in code_of(self.native, *(n for n, _ in self.dtypes))],
+                "reference": [list(c) for c in code_of(self.reference, *(r for _, r in self.dtypes))],
+            },
             "notes": list(self.notes),
         }
 
@@ -102,7 +90,7 @@ class SideOps:
         if op is None:
             return None
         dtype = str(op.op.dtype).removeprefix("torch.")
-        return Step(op.op.name, dtype, str(op.op.source), self.modules.get(op.op.module, ""))
+        return Step(op.op.name, dtype, str(op.op.source), self.modules.get(op.op.module, ""), text_of(op.op.source))
 
 
 @dataclass

@@ -92,8 +92,9 @@ class Bookkeeper:
         if case is not None:
             text = f"{who} while running {case.pair} {case.state}: killed, or out of memory\n{_DIED}"
             record = unjudged(self._config, case, "error", text)
+            record["rerun"] = rerun_of(self._config, report.nodeid)
             report.location = (*report.location[:2], report.nodeid.partition("::")[2])
-            report.longrepr = error_text(record, rerun_of(self._config, report.nodeid))
+            report.longrepr = error_text(record, record["rerun"])
             report.user_properties.append(("parity_case", json.dumps(record)))
 
     @pytest.hookimpl(tryfirst=True)
