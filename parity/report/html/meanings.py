@@ -10,17 +10,17 @@ MODES: dict[str, tuple[str, str]] = {
     ),
     "rounding_excess": (
         "Rounding excess",
-        "The port's own rounding error over the original's, in the projection that shows it best. 1 is as precise.",
+        "The native's own rounding error over the reference's, in the projection that shows it best. 1 is as precise.",
     ),
     "impact": (
         "Impact",
-        "What this tap's difference alone does to the model's output, in units of the original's own rounding noise. "
+        "What this tap's difference alone does to the model's output, in units of the reference's own rounding noise. "
         "Computed where something differs.",
     ),
-    "rel_l2": ("Relative L2", "Norm of the difference of the values as computed, over the norm of the original's."),
+    "rel_l2": ("Relative L2", "Norm of the difference of the values as computed, over the norm of the reference's."),
     "lora_effect": (
         "LoRA effect",
-        "How far the LoRA moves the port over how far it moves the original. 1 is alike, 0 was not applied.",
+        "How far the LoRA moves the native over how far it moves the reference. 1 is alike, 0 was not applied.",
     ),
 }
 """What the heat map shows: a name of the number, its label, its meaning."""
@@ -37,10 +37,10 @@ NUMBERS: dict[str, tuple[str, str]] = {
         "Excess after rounding both",
         "Total rounding excess once both values are rounded to the coarser of their dtypes.",
     ),
-    "reference_noise": ("Original's noise", "The original's own rounding error here, relative to its float64 result."),
+    "reference_noise": ("Reference's noise", "The reference's own rounding error here, relative to its float64 result."),
     "coherence": (
         "Coherence",
-        "Structure of the original's own rounding: 1 is honest noise; above the limit nothing can be told from it.",
+        "Structure of the reference's own rounding: 1 is honest noise; above the limit nothing can be told from it.",
     ),
 }
 
@@ -57,7 +57,7 @@ METRICS: dict[str, str] = {
     "max_abs": "Largest difference of any element.",
     "mean_abs": "Mean magnitude of the difference.",
     "mse": "Mean of the squared difference.",
-    "rel_l2": "Norm of the difference over the norm of the original's value.",
+    "rel_l2": "Norm of the difference over the norm of the reference's value.",
     "cosine": "Direction: 1 is the same.",
     "one_minus_cosine": "The same, without cancellation.",
     "psnr": "Peak signal to noise, in dB.",
@@ -66,17 +66,17 @@ METRICS: dict[str, str] = {
     "smallest_atol": "Smallest atol that would pass.",
     "smallest_rtol": "Smallest rtol that would pass.",
     "smallest_tol": "Smallest value that would pass as atol and rtol together.",
-    "expected_norm": "Norm of the original's value.",
+    "expected_norm": "Norm of the reference's value.",
     "numel": "Elements compared.",
-    "expected_nan": "NaN in the original.", "expected_inf": "Inf in the original.",
-    "actual_nan": "NaN in the port.", "actual_inf": "Inf in the port.",
+    "expected_nan": "NaN in the reference.", "expected_inf": "Inf in the reference.",
+    "actual_nan": "NaN in the native.", "actual_inf": "Inf in the native.",
 }  # fmt: skip
 
 LORA: dict[str, str] = {
-    "base": "original against port, LoRA off",
-    "lora": "original against port, LoRA on",
-    "on_reference": "the original, LoRA off against on",
-    "on_native": "the port, LoRA off against on",
-    "ratio": "size of the effect on the port over that on the original",
+    "base": "reference against native, LoRA off",
+    "lora": "reference against native, LoRA on",
+    "on_reference": "the reference, LoRA off against on",
+    "on_native": "the native, LoRA off against on",
+    "ratio": "size of the effect on the native over that on the reference",
     "alignment": "cosine of the two effects: 1 is the same direction",
 }

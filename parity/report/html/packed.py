@@ -14,6 +14,7 @@ from parity.report.html.meanings import LORA, METRICS, MODES, NUMBERS, PROJECTIO
 from parity.report.shape import OUTCOMES, VERDICTS
 
 _BLOCK = re.compile(r"^([a-z_]*?\d+)(?:\.(.+))?$")
+_UNBOUNDED = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 Record = Mapping[str, Any]
 
 
@@ -116,7 +117,7 @@ def _number(value: Any) -> Any:
 def _plain(value: Any) -> Any:
     """Round numbers to four digits; name what JSON has no number for."""
     if isinstance(value, float):
-        return float(f"{value:.4g}") if math.isfinite(value) else str(value).replace("inf", "Infinity")
+        return float(f"{value:.4g}") if math.isfinite(value) else _UNBOUNDED[str(value)]
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -113,10 +113,10 @@ def _safe(text: str) -> Any:
 def short(value: Any) -> str:
     """Word a number in a few characters.
 
-    >>> short(0.000123), short(12.345), short(None), short(float("inf"))
+    >>> short(0.000123), short(12.345), short(float("nan")), short(float("inf"))
     ('1.2e-04', '12.3', '-', 'inf')
     """
-    if value is None:
+    if value is None or value != value:
         return "-"
     if not isinstance(value, int | float) or not math.isfinite(value):
         return str(value)

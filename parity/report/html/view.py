@@ -13,6 +13,8 @@ from parity.report.wording import headline, numbers, start
 
 _SHOWN = 40
 """Cases that differ and are written out; the heat map has all."""
+_NAMED = 6
+"""Taps that fail besides the first and are named at the top."""
 _DIFFERENT = ("failed", "error", "warned", "known")
 _BROKEN = ("failed", "error")
 SYMBOLS = {
@@ -84,9 +86,13 @@ def _first(states: Sequence[Record], cases: Sequence[Record]) -> dict[str, Any] 
     if chosen is not None:
         mine = [c for c in chosen["mine"] if c["outcome"] in _BROKEN]
         told = next((c for c in [chosen["first"], *mine] if c["likely"]), chosen["first"])
-        return {"case": _worded(chosen["first"]), "told": _worded(told)}
+        others = [c for c in mine if c is not chosen["first"]]
+        return {
+            "case": _worded(chosen["first"]), "told": _worded(told), "others": others[:_NAMED],
+            "others_count": len(others),
+        }  # fmt: skip
     broken = next((c for c in cases if c["outcome"] in _BROKEN), None)
-    return None if broken is None else {"case": _worded(broken), "told": _worded(broken)}
+    return None if broken is None else {"case": _worded(broken), "told": _worded(broken), "others": []}
 
 
 def _worded(case: Record) -> dict[str, Any]:

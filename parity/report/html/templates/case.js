@@ -7,7 +7,8 @@ const titled = (title, ...children) => make("section", {}, make("h3", { text: ti
 const list = (items) => make("ul", { class: "likely" }, ...items.map((one) => marked("li", one)));
 
 function table(heads, rows, name) {
-  const head = make("tr", {}, ...heads.map((text) => make("th", { scope: "col", text })));
+  const numeric = (n) => rows.length && rows[0].children[n]?.classList.contains("num");
+  const head = make("tr", {}, ...heads.map((text, n) => make("th", { scope: "col", text, class: numeric(n) && "num" })));
   return make("div", { class: "scroll inner", tabindex: "0", role: "region", "aria-label": name }, make("table", { class: "numbers" }, make("thead", {}, head), make("tbody", {}, ...rows)));
 }
 
@@ -47,12 +48,17 @@ function metricsOf(held) {
 }
 
 function findingOf(held) {
-  const parts = [];
-  if (held.likely.length) parts.push(list(held.likely));
-  if (held.repair) parts.push(proof(`logic error ${num(held.repair.logic_error_before)} → ${num(held.repair.logic_error_after)} with ${held.repair.words}`));
-  if (held.nearest?.explains) parts.push(proof(held.nearest.words + (held.nearest.elements ? `; ${num(held.nearest.elements)} elements differed` : "")));
-  for (const one of held.signatures) parts.push(marked("p", one.length > 1 ? `${one[0]}: ${one[1]}` : one[0]));
-  for (const one of held.place?.notes ?? []) parts.push(marked("p", one));
+  const [claim, ...more] = held.likely, parts = [];
+  if (claim) parts.push(marked("p", claim, { class: "claim" }));
+  if (held.repair) parts.push(proof(`logic error ${num(held.repair.logic_error_before)} → ${num(held.repair.logic_error_after)} with this change of the native`));
+  if (held.nearest?.explains) {
+    const near = held.nearest.bit_exact ? "the reference with this rounding has every bit of the native" : `the reference with this rounding is at ${num(held.nearest.ratio)} of the distance`;
+    parts.push(proof(near + (held.nearest.elements ? `; ${num(held.nearest.elements)} elements differed` : "")));
+  }
+  const told = held.likely.join(" ");
+  const others = [...more, ...held.signatures.map((one) => one.at(-1)), ...(held.place?.notes ?? [])];
+  const rest = others.filter((one, n) => others.indexOf(one) === n && one !== claim && (more.includes(one) || !told.includes(one)));
+  if (rest.length) parts.push(list(rest));
   if (held.place) parts.push(...placeOf(held.place));
   return parts.length ? titled("Finding", ...parts) : null;
 }
@@ -74,10 +80,10 @@ function dtypesOf(held) {
   const apart = held.place?.dtypes ?? [];
   if (apart.length) {
     const rows = apart.map((one) => make("tr", {}, marked("td", one[2] ?? ""), make("td", { class: "num", text: one[3] ?? "" }), marked("td", one[0] ?? ""), make("td", { class: "num off", text: one[1] ?? "" })));
-    parts.push(make("p", { class: "muted", text: "Steps of one value that the two sides run in different dtypes:" }), table(["Original", "dtype", "Port", "dtype"], rows, "Steps in different dtypes"));
+    parts.push(make("p", { class: "muted", text: "Steps of one value that the two sides run in different dtypes:" }), table(["Reference", "dtype", "Native", "dtype"], rows, "Steps in different dtypes"));
   }
   if (held.dtypes) parts.push(opsOf(held.dtypes.reference ?? {}, held.dtypes.native ?? {}));
-  const values = held.reference_dtype ? make("p", {}, "The value is ", make("code", { text: held.reference_dtype }), " in the original, ", make("code", { text: held.native_dtype }), " in the port.") : null;
+  const values = held.reference_dtype ? make("p", {}, "The value is ", make("code", { text: held.reference_dtype }), " in the reference, ", make("code", { text: held.native_dtype }), " in the native.") : null;
   return values || parts.length ? titled("Dtype trace", values, ...parts) : null;
 }
 
@@ -87,17 +93,17 @@ function opsOf(reference, native) {
     const apart = !(name in reference) !== !(name in native);
     return make("tr", {}, make("th", { scope: "row" }, make("code", { text: name })), make("td", { class: "num", text: num(reference[name] ?? 0) }), make("td", { class: `num${apart ? " off" : ""}`, text: num(native[name] ?? 0) }));
   });
-  return make("details", {}, make("summary", { text: "Ops of this segment by dtype, and how often each side runs them" }), table(["Op and dtype", "Original", "Port"], rows, "Ops by dtype"));
+  return make("details", {}, make("summary", { text: "Ops of this segment by dtype, and how often each side runs them" }), table(["Op and dtype", "Reference", "Native"], rows, "Ops by dtype"));
 }
 
 function residualSection(held) {
   if (!held.residual) return differs(current) && held.metrics ? titled("Shape of the difference", make("p", { class: "muted", text: "This record does not hold it." })) : null;
-  const what = held.residual.of === "exact values" ? "the port's exact value minus the original's" : "the port's rounding error";
+  const what = held.residual.of === "exact values" ? "the native's exact value minus the reference's" : "the native's rounding error";
   const plots = [
     ["Along tokens", "Root mean square of each token: a peak is a place, a flat line is everywhere."],
     ["Along channels", "Root mean square of each channel: a peak is a head, a chunk or an axis."],
     ["Mean of each channel over tokens", "Honest rounding averages out here; a rounded shift does not."],
-    ["Histogram", "How large single differences are, beside the original's own rounding."],
+    ["Histogram", "How large single differences are, beside the reference's own rounding."],
   ].map(([name, means], n) => make("div", {}, make("h4", { text: name }), make("div", { class: "plot", role: "img", "aria-label": `${name}: ${summed(held.residual, n)}`, "data-plot": n }), make("p", { text: means })));
   return titled("Shape of the difference", make("p", { class: "muted", text: `Of ${what}, relative to the value's own size (${num(held.residual.scale)}); ${num(held.residual.tokens.count)} tokens, ${num(held.residual.channels.count)} channels, neighbours put together.` }), make("div", { class: "plots" }, ...plots));
 }
@@ -124,7 +130,9 @@ function rerunOf(held) {
 function drawCase(held, at) {
   byId("case-title").replaceChildren(held.tap, badge(held.outcome));
   byId("case-id").textContent = held.id;
-  const facts = [["verdict", held.verdict], ["original", held.reference_path], ["port", held.native_path], ["accepted because", held.known], ["first divergence of this state", held.first_different], ["rows", held.rows.length ? `${num(held.rows)}${held.excluded_rows.some(Boolean) ? `, ${num(held.excluded_rows)} left out` : ""}` : null]];
+  const rows = held.rows.length ? held.rows.map((n) => num(n)).join(", ") : null;
+  const left = held.excluded_rows.some(Boolean) ? `, ${held.excluded_rows.map((n) => num(n)).join(", ")} left out` : "";
+  const facts = [["verdict", held.verdict], ["reference", held.reference_path], ["native", held.native_path], ["accepted because", held.known], ["first divergence", held.first_different], ["rows judged", rows && rows + left]];
   const known = facts.filter(([, value]) => value).flatMap(([name, value]) => [make("dt", { text: name }), make("dd", { text: value })]);
   const why = held.outcome === "error" ? make("pre", { class: "source", text: held.reasons.join("\n") }) : list(held.reasons);
   byId("case-body").replaceChildren(...[

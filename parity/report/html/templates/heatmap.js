@@ -71,11 +71,11 @@ function drawLegend() {
   byId("mode-words").textContent = words.modes[mode][1] + missing(mode);
   const keys = {
     verdict: () => [...index.verdicts.map((name, n) => key(`v${n}`, SYMBOLS[n], name)), key("v4", "!", "could not be run")],
-    logic_error: () => [key("cool", "0", "same function", 0.1), key("hot strong over", "", `above the limit ${num(limits.logic_error, 1)}, another function`, 0.8)],
-    impact: () => [key("cool", "", "drowned in the original's noise", 0.4), key("hot strong over", "", `felt: above ${num(limits.impact)}`, 0.8)],
-    rounding_excess: () => [key("cool", "1", "as precise", 0.15), key("hot", "", "less or more precise", 0.3), key("hot strong over", "", `total rounding above ${num(limits.strong)}`, 0.9)],
-    rel_l2: () => [key("cool", "0", "equal", 0), key("cool", "", "far apart; a large one may be honest rounding", 1.6)],
-    lora_effect: () => [key("cool", "1", "as on the original", 0.15), key("hot strong over", "", "more, less or not at all", 0.8)],
+    logic_error: () => [key("cool", "0", "same function", 0.1), key("hot strong over", "9e-2", `above the limit ${num(limits.logic_error, 1)}, another function`, 0.8)],
+    impact: () => [key("cool", "0.2", "drowned in the reference's noise", 0.4), key("hot strong over", "9", `felt: above ${num(limits.impact)}`, 0.8)],
+    rounding_excess: () => [key("cool", "1", "as precise", 0.15), key("hot", "1.4", "less or more precise", 0.3), key("hot strong over", "9", `total rounding above ${num(limits.strong)}`, 0.9)],
+    rel_l2: () => [key("cool", "0", "equal", 0), key("cool", "0.5", "far apart; a large one may be honest rounding", 1.6)],
+    lora_effect: () => [key("cool", "1", "as on the reference", 0.15), key("hot strong over", "0.1", "more, less or not at all", 0.8)],
   }[mode]();
   byId("legend").replaceChildren(...keys, first);
 }

@@ -6,6 +6,7 @@ const isNumber = (value) => typeof value === "number";
 
 function num(value, digits = 2) {
   if (value === null || value === undefined) return "–";
+  if (value === "NaN") return "–";
   if (typeof value === "boolean") return value ? "yes" : "no";
   if (Array.isArray(value)) return `[${value.slice(0, 12).join(", ")}]`;
   if (!isNumber(value)) return String(value);
@@ -39,7 +40,7 @@ function shown(at, mode) {
   if (unrun) return { text: unrun, kind: "v4", t: 0 };
   if (mode === "verdict") return { text: SYMBOLS[index.cases.verdict[at]], kind: `v${index.cases.verdict[at]}`, t: 0 };
   const value = index.cases[mode][at];
-  if (value === null) return { text: "", kind: "", t: 0, value };
+  if (value === null || (value === "NaN" && mode === "lora_effect")) return { text: "", kind: "", t: 0, value };
   if (!isNumber(value)) return { text: num(value).replace("Infinity", "∞"), kind: "hot strong", t: 1, over: true, value };
   return { ...scaled(mode, value), text: num(value, 1), value };
 }
@@ -58,7 +59,7 @@ function scaled(mode, value) {
   return heated(span(value, limit, mode === "impact" ? 30 : 1), true);
 }
 
-const heated = (t, over) => ({ kind: t > 0.45 ? "hot strong" : "hot", t, over });
+const heated = (t, over) => ({ kind: t > 0.7 ? "hot strong" : "hot", t, over });
 const span = (value, low, high) => Math.min(1, Math.max(0, Math.log(value / low) / Math.log(high / low)));
 
 function spoken(at, mode) {
