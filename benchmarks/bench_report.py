@@ -1,6 +1,6 @@
 """Size and opening time of the report of a record as large as a real model's, in the browser of this machine.
 
-    make bench-report
+make bench-report
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def report(
         path = write_alone(target, rendered(record, compare))
         size = path.stat().st_size
         emit({"path": str(path), "bytes": size}, f"report: {target} ({size / 1e6:.1f} MB)", json_out)
-        if open_it and not webbrowser.open(path.as_uri()):
+        if open_it and not webbrowser.open_new_tab(path.as_uri()):
             typer.echo(f"parity: no browser could be started; open {path}", err=True)
 
 

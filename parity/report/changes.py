@@ -13,6 +13,7 @@ _RANK = {c.value: n for n, c in enumerate((
     VerdictClass.BIT_EXACT, VerdictClass.SAME, VerdictClass.NOT_JUDGED, VerdictClass.DROWNED, VerdictClass.FELT,
 ))}  # fmt: skip
 _UNRUN = {"error": 5, "skipped": 2}
+_FAILED = _RANK[VerdictClass.FELT.value]
 _BEYOND = {"logic_error": 2.0, "impact": 1.25}
 """How many times larger or smaller a number of a case that differs must be to count: below it is the inputs' doing."""
 KINDS = ("worse", "new", "gone", "better")
@@ -94,8 +95,9 @@ def _moved(was: Mapping[str, Any], case: Mapping[str, Any]) -> tuple[str, str] |
 
 
 def _rank(case: Mapping[str, Any]) -> int:
-    return _UNRUN.get(case["outcome"], _RANK[case["verdict"]])
+    """Rank a case, 0 the best: another function fails even where it is drowned."""
+    return _FAILED if case["outcome"] == "failed" else _UNRUN.get(case["outcome"], _RANK[case["verdict"]])
 
 
 def _said(case: Mapping[str, Any]) -> str:
-    return str(case["outcome"] if case["outcome"] in _UNRUN else case["verdict"])
+    return str(case["outcome"]) if case["outcome"] in _UNRUN else f"{case['outcome']}: {case['verdict']}"

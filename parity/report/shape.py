@@ -118,6 +118,20 @@ def fields(kinds: Mapping[str, tuple[Kind, Any]], needed: tuple[str, ...] = ()) 
     return take
 
 
+def limited(kind: Kind, *names: str) -> Kind:
+    """Take an object whose numbers of these names come with their limits: `impact` with `impact_limit`."""
+
+    def take(value: Any, where: str) -> dict[str, Any]:
+        found: dict[str, Any] = kind(value, where)
+        for name in names:
+            limit = f"{name.removesuffix('_error')}_limit"
+            if found[name] is not None and found[limit] is None:
+                raise RecordError(f"{where}.{limit} is missing: it was written by something else")
+        return found
+
+    return take
+
+
 def _cut(value: Any, depth: int) -> Any:
     if isinstance(value, str):
         return text(value, "")
@@ -153,7 +167,7 @@ _PLACE = fields({
     "native": (_TEXT, None), "reference": (_TEXT, None), "dtypes": (_LINES, []), "notes": (_TEXTS, []),
     "code": (fields({"native": (_LINES, []), "reference": (_LINES, [])}), {"native": [], "reference": []}),
 })  # fmt: skip
-_CASE = fields({
+_CASE = limited(fields({
     **_each(text, "", "id", "pair", "state", "tap", "shown_by", "rerun"),
     **_each(_TEXT, None,
         "reference_path", "native_path", "known", "precision", "first_different", "reference_dtype", "native_dtype",
@@ -169,11 +183,11 @@ _CASE = fields({
     "repair": (maybe(fields({"words": (text, ""), "logic_error_before": (_NUMBER, None),
                              "logic_error_after": (_NUMBER, None)})), None),
     "place": (maybe(_PLACE), None), "signatures": (_LINES, []),
-    "rounding_excess": (named(fields(_each(_NUMBER, None, "ratio", "se", "freedom"))), {}),
+    "rounding_excess": (named(fields({"ratio": (number, 1.0), **_each(_NUMBER, None, "se", "freedom")})), {}),
     "rows": (listed(number), []), "excluded_rows": (listed(number), []), "metrics": (maybe(named(anything)), None),
     "residual": (maybe(_RESIDUAL), None), "dtypes": (maybe(named(named(number))), None),
     "lora_effect": (maybe(named(number)), None),
-}, ("id", "pair", "state", "tap", "verdict", "outcome"))  # fmt: skip
+}, ("id", "pair", "state", "tap", "verdict", "outcome")), "logic_error", "impact")  # fmt: skip
 _SIDE = fields({
     **_each(text, "", "name", "class", "weights"), "parameters": (_NUMBER, None), "dtypes": (_TEXTS, []),
     "source": (named(anything), {}),

@@ -37,7 +37,7 @@ NUMBERS: dict[str, tuple[str, str]] = {
         "Excess after rounding both",
         "Total rounding excess once both values are rounded to the coarser of their dtypes.",
     ),
-    "reference_noise": ("Reference's noise", "The reference's own rounding error here, relative to its float64 result."),
+    "reference_noise": ("Reference's noise", "The reference's own rounding error, relative to its float64 result."),
     "coherence": (
         "Coherence",
         "Structure of the reference's own rounding: 1 is honest noise; above the limit nothing can be told from it.",
