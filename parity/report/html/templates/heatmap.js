@@ -20,7 +20,7 @@ function cell(at, first) {
   const found = shown(at, view.mode);
   const kind = [found.kind, found.over && "over", at === first && "first"].filter(Boolean).join(" ");
   return make("td", {
-    class: kind, role: "gridcell", tabindex: "-1", "data-case": at, text: found.text, style: { "--t": found.t },
+    class: kind, role: "gridcell", tabindex: "-1", "data-case": at, "data-outcome": outcomeOf(at), text: found.text, style: { "--t": found.t },
     "aria-label": spoken(at, view.mode), title: spoken(at, view.mode),
   });
 }
@@ -68,9 +68,11 @@ function drawLegend() {
   const key = (kind, text, words, t = 0) => make("span", { class: "key" }, make("span", { class: `box ${kind}`, text, style: { "--t": t }, "aria-hidden": "true" }), words);
   const first = key("first", "▸", "first divergence");
   const limits = index.limits, mode = view.mode;
+  const marks = [["failed", "▽ ✕", "drowned, but another function"], ["known", "▽ ◆", "known and accepted"]];
+  const accepted = () => marks.filter(([outcome]) => byState[view.state].some((at) => outcomeOf(at) === outcome && also(at))).map(([outcome, sign, words]) => key(`v2 ${outcome}`, sign, words));
   byId("mode-words").textContent = words.modes[mode][1] + missing(mode);
   const keys = {
-    verdict: () => [...index.verdicts.map((name, n) => key(`v${n}`, SYMBOLS[n], name)), key("v4", "!", "could not be run")],
+    verdict: () => [...index.verdicts.map((name, n) => key(`v${n}`, SYMBOLS[n], name)), ...accepted(), key("v4", "!", "could not be run")],
     logic_error: () => [key("cool", "0", "same function", 0.1), key("hot strong over", "9e-2", `above the limit ${num(limits.logic_error, 1)}, another function`, 0.8)],
     impact: () => [key("cool", "0.2", "drowned in the reference's noise", 0.4), key("hot strong over", "9", `felt: above ${num(limits.impact)}`, 0.8)],
     rounding_excess: () => [key("cool", "1", "as precise", 0.15), key("hot", "1.4", "less or more precise", 0.3), key("hot strong over", "9", `total rounding above ${num(limits.strong)}`, 0.9)],

@@ -34,11 +34,14 @@ function marked(tag, text, given = {}) {
   return make(tag, given, ...parts.map((part, n) => (n % 2 ? make("code", { text: part }) : part)));
 }
 
+// Another function fails although it is drowned, and what is known does not: the class alone would not say so.
+const also = (at) => (index.cases.verdict[at] !== 2 ? "" : { failed: " ✕", known: " ◆" }[outcomeOf(at)] ?? "");
+
 // What one cell of the heat map shows: text, class, how far along its scale (0 to 1), whether it is over a limit.
 function shown(at, mode) {
   const unrun = UNRUN[outcomeOf(at)];
   if (unrun) return { text: unrun, kind: "v4", t: 0 };
-  if (mode === "verdict") return { text: SYMBOLS[index.cases.verdict[at]], kind: `v${index.cases.verdict[at]}`, t: 0 };
+  if (mode === "verdict") return { text: SYMBOLS[index.cases.verdict[at]] + also(at), kind: `v${index.cases.verdict[at]}`, t: 0 };
   const value = index.cases[mode][at];
   if (value === null || (value === "NaN" && mode === "lora_effect")) return { text: "", kind: "", t: 0, value };
   if (!isNumber(value)) return { text: num(value).replace("Infinity", "∞"), kind: "hot strong", t: 1, over: true, value };
