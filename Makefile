@@ -11,7 +11,7 @@ PIP = $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check $
 
 .DEFAULT_GOAL := help
 .PHONY: help setup parity test lint third-party bench-shadow bench-stress bench-suite bench-lora bench-weights sample \
-  two-environments kill-and-resume method-table findings clean
+  bench-report report-images two-environments kill-and-resume method-table findings clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ bench-suite: $(READY) ## measure what recording costs and a cached reference sav
 bench-weights: $(READY) ## measure matching and verifying checkpoints; writes benchmarks/results/weights.md
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_weights.py $(ARGS)
 
+bench-report: $(READY) ## measure size and opening time of a large report in this machine's browser
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_report.py $(ARGS)
+
 # The scripts below are run where they exist.
 method-table: $(READY) ## make the table of docs/method.md
 	@test -f scripts/method_table.py || { echo "scripts/method_table.py is not part of this checkout"; exit 2; }
@@ -68,6 +71,10 @@ method-table: $(READY) ## make the table of docs/method.md
 findings: $(READY) ## make the records behind docs/findings/
 	@test -f scripts/findings.py || { echo "scripts/findings.py is not part of this checkout"; exit 2; }
 	$(BIN)/python scripts/findings.py $(ARGS)
+
+report-images: $(READY) ## take the pictures of docs/report.md from runs with planted bugs, in a browser
+	@test -f scripts/report_images.py || { echo "scripts/report_images.py is not part of this checkout"; exit 2; }
+	PYTHONPATH=. $(BIN)/python scripts/report_images.py $(ARGS)
 
 two-environments: $(READY) ## judge the bundled pair across two virtual environments made below build/
 	@test -f scripts/two_environments.py || { echo "scripts/two_environments.py is not part of this checkout"; exit 2; }

@@ -14,8 +14,9 @@ _RANK = {c.value: n for n, c in enumerate((
 ))}  # fmt: skip
 _UNRUN = {"error": 5, "skipped": 2}
 _FAILED = _RANK[VerdictClass.FELT.value]
-_BEYOND = {"logic_error": 2.0, "impact": 1.25}
-"""How many times larger or smaller a number of a case that differs must be to count: below it is the inputs' doing."""
+_BEYOND = {"logic_error": 2.0, "impact": 3.0}
+"""How many times larger or smaller a number of a case that differs must be to count: one bug moves less from one input
+to the next."""
 KINDS = ("worse", "new", "gone", "better")
 _SETTINGS = ("size", "dtype", "device", "seed", "draws", "twins", "shadow_dtype", "weights_seed")
 

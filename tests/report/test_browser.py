@@ -50,10 +50,14 @@ class Tab:
         self.problems: list[str] = []
         self.page.on("console", lambda m: self.problems.append(m.text) if m.type in ("error", "warning") else None)
         self.page.on("pageerror", lambda e: self.problems.append(str(e)))
-        self.page.on("dialog", lambda d: (self.problems.append(d.message), d.dismiss()))
+        self.page.on("dialog", self._refuse)
         self.page.on("request", lambda r: None if r.url.startswith(("file:", "blob:")) else self.problems.append(r.url))
         self.page.goto(path.as_uri())
         self.page.wait_for_selector("#map td[tabindex='0']")
+
+    def _refuse(self, dialog: Any) -> None:
+        self.problems.append(dialog.message)
+        dialog.dismiss()
 
     def cells(self) -> list[str]:
         return [str(text) for text in self.page.locator("#map td[data-case]").all_inner_texts()]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import webbrowser
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,8 +15,6 @@ from typer.testing import CliRunner, Result
 from fixtures.project import Project
 from fixtures.records import recorded
 from parity.cli import app
-from parity.commands import report
-from parity.io import atomic
 from parity.io.atomic import locked
 from parity.io.records import write_record
 
@@ -63,14 +64,14 @@ def test_open_hands_the_file_to_a_browser(run: Path, monkeypatch: pytest.MonkeyP
         given.append(address)
         return opens
 
-    monkeypatch.setattr(report.webbrowser, "open_new_tab", browser)
+    monkeypatch.setattr(webbrowser, "open_new_tab", browser)
     result = called(run, "--open")
     assert result.exit_code == 0
     assert given == [run.with_suffix(".html").resolve().as_uri()]
     assert ("no browser could be started" in result.stderr) is not opens
 
 
-BROKEN = {
+BROKEN: dict[str, tuple[Callable[[str], str], str]] = {
     "truncated": (lambda text: text[: len(text) // 2], "truncated or no JSON"),
     "edited": (lambda text: text.replace('"passed"', '"failed"', 1), "edited or damaged"),
     "newer": (lambda text: text.replace('"schema_version": 1', '"schema_version": 7'), "newer than 1"),
@@ -115,7 +116,7 @@ def test_full_disk_leaves_the_old_report(run: Path, monkeypatch: pytest.MonkeyPa
     def full(number: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(atomic.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     refused(called(run), "No space left on device", "untouched")
     assert old.read_text() == "old"
     assert sorted(p.name for p in run.parent.iterdir()) == ["parity.html", "parity.json"]

@@ -6,6 +6,7 @@ import base64
 import copy
 import gzip
 import hashlib
+import importlib
 import json
 import random
 import re
@@ -212,8 +213,8 @@ def evil(record: dict[str, Any]) -> dict[str, Any]:
 
 def test_texts_of_a_record_stay_texts(evil: dict[str, Any], seen: Seen) -> None:
     found = Seen(render_html(evil, evil))
-    count = lambda page, tag: sum(t == tag for t, _ in page.tags)  # noqa: E731
-    assert count(found, "script") == count(seen, "script")
+    scripts = [sum(tag == "script" for tag, _ in page.tags) for page in (found, seen)]
+    assert scripts[0] == scripts[1]
     assert {t for t, _ in found.tags} <= {t for t, _ in seen.tags} | {"div"}
     assert not [a for _, a in found.tags if any(name.startswith("on") for name in a)]
     assert "<!--" not in "".join(text for _, text in found.scripts)
@@ -255,7 +256,7 @@ def test_any_field_of_another_type_is_shown_or_named() -> None:
     small = {**whole, "cases": [case], "pairs": [s for s in whole["pairs"] if s["state"] == case["state"]]}
     draw, shown = random.Random(0), 0
     for path in leaves(small):
-        bad = draw.choice([None, 7, "x", [], {}, True, -1e308, [[]], {"a": {}}])
+        bad: Any = draw.choice([None, 7, "x", [], {}, True, -1e308, [[]], {"a": {}}])
         with suppress(RecordError):
             render_html(put(small, path, bad), whole)
             shown += 1
@@ -301,14 +302,14 @@ def test_report_of_a_real_models_size_stays_small() -> None:
 
 @pytest.mark.parametrize("library", ["jinja2", "plotly"])
 def test_missing_library_is_named_with_the_way_out(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = page.importlib.import_module
+    real = importlib.import_module
 
     def without(name: str) -> Any:
         if name.startswith(library):
             raise ImportError(name)
         return real(name)
 
-    monkeypatch.setattr(page.importlib, "import_module", without)
+    monkeypatch.setattr(importlib, "import_module", without)
     page._environment.cache_clear()
     page._plotly.cache_clear()
     words = rf"{library} is not installed\ninstall them: pip install 'dit-parity\[report\]'"

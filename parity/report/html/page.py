@@ -10,6 +10,7 @@ import base64
 import hashlib
 import importlib
 import math
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -21,6 +22,7 @@ from parity.report.html.view import view
 from parity.report.shape import well_formed
 
 _SCRIPTS = ("page.js", "words.js", "heatmap.js", "plots.js", "case.js", "main.js")
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(?::\d\d)?\+00:00")
 _NEEDED = ("jinja2", "plotly")
 
 
@@ -77,7 +79,7 @@ def _environment() -> Any:
         loader=jinja2.PackageLoader("parity.report.html", "templates"), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    found.filters["short"] = short
+    found.filters.update(short=short, day=day)
     return found
 
 
@@ -108,6 +110,16 @@ def _joined(environment: Any, names: tuple[str, ...]) -> str:
 def _safe(text: str) -> Any:
     """Mark this package's own text, or JSON without markup, as what need not be escaped."""
     return _imported("markupsafe").Markup(text)
+
+
+def day(created: str) -> str:
+    """Word a time to the minute.
+
+    >>> day("2026-01-31T12:34:56+00:00"), day("long ago")
+    ('2026-01-31 12:34 UTC', 'long ago')
+    """
+    found = _TIME.fullmatch(created)
+    return f"{found[1]} {found[2]} UTC" if found else created
 
 
 def short(value: Any) -> str:

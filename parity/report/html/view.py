@@ -159,6 +159,7 @@ def _changed(earlier: Record, record: Record, cases: Sequence[Record]) -> dict[s
         "apart": incomparable(earlier, record),
         "counts": [(kind, sum(c.kind == kind for c in found)) for kind in KINDS],
         "rows": [(c, at.get(c.case)) for c in found],
+        "moved": any(c.words for c in found),
         "same": len(cases) - sum(c.kind != "gone" for c in found),
     }
 
