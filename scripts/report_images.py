@@ -29,7 +29,7 @@ IMAGES, RECORDS = ROOT / "docs" / "images", ROOT / "build" / "report"
 LARGEST = 300_000
 RUNS: dict[str, tuple[str, ...]] = {
     "passing": (),
-    "failing": ("rope_axes", "final_low"),
+    "failing": ("qk_swapped", "final_low"),
     "lora": ("lora_alpha_ignored",),
     "earlier": ("norm_low", "final_low"),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
@@ -138,6 +139,15 @@ def test_option_writes_the_report_beside_the_record(project: Project) -> None:
     assert run.files == ["parity.html", "parity.json"]
     assert "report     reports/parity.html" in run.text
     assert "--parity-html" not in run.record["cases"][0]["rerun"]
+
+
+def test_missing_extra_stops_before_anything_is_computed(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.pair("small", "note('read')\n" + SMALL)
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    run = project.run("-q", "--parity-html")
+    assert run.code == 4
+    assert "plotly is not installed" in run.text
+    assert not run.has_record
 
 
 def test_rerun_is_in_the_record(project: Project) -> None:

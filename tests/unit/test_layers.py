@@ -82,7 +82,7 @@ LAYERS: dict[str, frozenset[str]] = {
 LIBRARIES = {
     "pytest": {"plugin"}, "_pytest": {"plugin"}, "xdist": {"plugin"}, "hypothesis": {"strategies"},
     "typer": {"cli", "commands"}, "click": {"cli"}, "rich": {"cli"}, "safetensors": {"io"}, "tempfile": {"io"},
-    "fcntl": {"io"},
+    "fcntl": {"io"}, "jinja2": {"report"}, "plotly": {"report"}, "playwright": set(),
 }  # fmt: skip
 NO_TORCH = {"errors", "registry"}
 

@@ -58,6 +58,16 @@ def render_html(
     return text
 
 
+def check_extra() -> None:
+    """Check that what the report needs is installed: before a long run, not behind it.
+
+    Raises:
+        UsageError: it is not.
+    """
+    for name in _NEEDED:
+        _imported(name)
+
+
 def _policy(*scripts: str) -> str:
     digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
