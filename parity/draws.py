@@ -74,12 +74,12 @@ class Draw:
         """Measure one tap of this draw."""
         return measure(self.measured(tap))
 
-    def measured(self, tap: Tap) -> Measured:
-        """Return the two sides' values at one tap, in the reference's layout."""
+    def measured(self, tap: Tap, bare: bool = False) -> Measured:
+        """Return the two sides' values at one tap, in the reference's layout; bare: without twins and upstream taps."""
         r, n = self.reference.values[tap.name], self.native.values[tap.name]
         assert r.high is not None
         assert n.high is not None
-        twins = [t.values[tap.name].high for t in self.twins]
+        twins = [t.values[tap.name].high for t in self.twins if not bare]
         return Measured(
             reference=r.low,
             native=aligned(tap, n.low, r.low.shape),
@@ -89,7 +89,7 @@ class Draw:
             valid=None if tap.valid is None else mask_of(tap, self.inputs, r.low),
             channel_dim=tap.channel_dim,
             heads=tap.heads,
-            upstream=self._upstream(tap, r),
+            upstream={} if bare else self._upstream(tap, r),
         )
 
     def _upstream(self, tap: Tap, value: TapValue) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import torch
 from parity.about import About, TapPlace, about
 from parity.case import ParityCase
 from parity.compared import ComparedSession, RecordedNative
+from parity.described import described, ops_by_dtype
 from parity.diagnose.likely import likely_causes
 from parity.errors import ParityError
 from parity.failures import bare, kept
@@ -21,7 +22,7 @@ from parity.pair import Build, ModelPair
 from parity.recorded import OtherDtypes
 from parity.recorder import State
 from parity.references import References, ReferenceSources
-from parity.report.record import case_record, false_alarm_rate, limits_record
+from parity.report.record import case_record
 from parity.run import Options, StateResult, run_state
 from parity.session import PairSession
 
@@ -51,9 +52,6 @@ class _State:
     result: StateResult
     first_different: str | None
     record: dict[str, Any]
-
-
-_SIDES = ("reference", "native")
 
 
 class Engine:
@@ -208,7 +206,7 @@ class Engine:
             signatures=found.explained.signatures.get(case.tap, []),
             place=None if (where := found.explained.places.get(case.tap)) is None else where.as_dict(),
             residual=found.profiles.get(case.tap),
-            dtypes=_ops_by_dtype(found, judged),
+            dtypes=ops_by_dtype(found, judged),
             lora_effect=found.lora_effects.get(case.tap),
         )
 
@@ -237,54 +235,5 @@ class Engine:
         return self._state(case).record
 
     def _described(self, case: ParityCase, session: Session, found: StateResult) -> dict[str, Any]:
-        tests = sum(j.tests for j in found.judged.values())
-        return {
-            "pair": case.pair,
-            "state": case.state,
-            "lora": case.lora,
-            "variant": case.variant,
-            **self._facts(case).record,
-            "reference_from": {"kept": "memory"} if session.recorded is None else session.recorded.came_from,
-            "lora_targets": len(session.adapter.targets) if case.lora and session.adapter is not None else 0,
-            "tokens": found.tokens,
-            "draws": len(found.draws),
-            "seed": self.settings.options.seed,
-            "twins": self.settings.options.twins,
-            "shadow_dtype": str(self.settings.options.shadow_dtype).removeprefix("torch."),
-            "observer_effect": found.observer,
-            "untrusted_rows": sum(e.excluded for d in found.draws for e in d.values()),
-            "rows": sum(e.rows + e.excluded for d in found.draws for e in d.values()),
-            "events": dict(found.events),
-            "attention": {side: dict(k) for side, k in found.kernels.items()},
-            "decisions": found.decisions,
-            "flips": dict(found.flips),
-            "unmatched_decisions": dict(found.unmatched),
-            "first_different": found.first_different,
-            "limits": limits_record(found.limits),
-            "tests": tests,
-            "false_alarm_rate": false_alarm_rate(found.limits, tests),
-            "known_unused": self._unused(case, found),
-            "compiled": {side: {**c.metrics.as_dict(), "excess": c.excess} for side, c in found.compiled.items()},
-            "compiled_apart": _compiled_apart(found),
-            "finer_weights": found.stored,
-            "explained_missing": found.explained.missing,
-            "peak_memory_bytes": found.peak_memory,
-            "seconds": found.seconds,
-        }
-
-
-def _ops_by_dtype(found: StateResult, judged: Judged) -> dict[str, dict[str, int]] | None:
-    """Return how often each side ran which op in which dtype before a tap that is not bit-exact."""
-    if judged.name not in found.dtypes or judged.cls is VerdictClass.BIT_EXACT:
-        return None
-    return {side: dict(sorted(ops.items())) for side, ops in zip(_SIDES, found.dtypes[judged.name], strict=True)}
-
-
-def _compiled_apart(found: StateResult) -> list[str]:
-    """Say where a compiled side rounds much more than the same side run eagerly, or does something else."""
-    limit = found.limits.strong
-    return [
-        f"the compiled {side} is {c.excess:.3g}x as far from float64 as eager is (limit {limit:.3g})"
-        for side, c in found.compiled.items()
-        if not c.excess <= limit
-    ]
+        about, options = self._facts(case).record, self.settings.options
+        return described(case, session, found, options, about, self._unused(case, found))

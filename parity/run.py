@@ -118,7 +118,7 @@ def _profiles(
 ) -> dict[str, dict[str, Any] | None]:
     """Describe the residuals of taps that differ."""
     taps = [t for t in session.taps if t.name in judged and judged[t.name].different]
-    return {t.name: residual_profile(draw.measured(t), judged[t.name].logic) for t in taps}
+    return {t.name: residual_profile(draw.measured(t, bare=True), judged[t.name].logic) for t in taps}
 
 
 def _effects(session: JudgedSession, without: Mapping[str, Trace], draw: Draw) -> dict[str, dict[str, float]]:
