@@ -60,6 +60,13 @@ def opened_case(page: Any) -> None:
     page.wait_for_timeout(300)
 
 
+def curves(page: Any) -> None:
+    """Open the first divergence and go to its curves."""
+    opened_case(page)
+    page.locator("#case .plots").evaluate("(e) => e.closest('section').scrollIntoView()")
+    page.locator("#case").evaluate("(e) => e.scrollBy(0, -90)")
+
+
 def at(selector: str) -> Act:
     """Return what brings a section to the top."""
     return lambda page: page.evaluate("(s) => { document.documentElement.style.scrollBehavior = 'auto'; "
@@ -73,8 +80,9 @@ def lora_effect(page: Any) -> None:
 
 
 SHOTS: dict[str, tuple[str, str, int, str, Act]] = {
-    "report_failing": ("failing", "", 1240, "light", lambda page: None),
-    "report_case": ("failing", "", 1240, "light", opened_case),
+    "report_failing": ("failing", "", 1360, "light", lambda page: None),
+    "report_case": ("failing", "", 1100, "light", opened_case),
+    "report_curves": ("failing", "", 1000, "dark", curves),
     "report_passing": ("passing", "", 1100, "dark", lambda page: None),
     "report_lora": ("lora", "", 900, "light", lora_effect),
     "report_lora_table": ("lora", "", 900, "dark", at("#lora")),

@@ -50,14 +50,14 @@ function metricsOf(held) {
 function findingOf(held) {
   const [claim, ...more] = held.likely, parts = [];
   if (claim) parts.push(marked("p", claim, { class: "claim" }));
-  if (held.repair) parts.push(proof(`logic error ${num(held.repair.logic_error_before)} → ${num(held.repair.logic_error_after)} with this change of the native`));
+  if (held.repair) parts.push(proof(`logic error ${num(held.repair.logic_error_before)} → ${num(held.repair.logic_error_after)} with ${(claim ?? "").includes(held.repair.words) ? "this change of the native" : held.repair.words}`));
   if (held.nearest?.explains) {
     const near = held.nearest.bit_exact ? "the reference with this rounding has every bit of the native" : `the reference with this rounding is at ${num(held.nearest.ratio)} of the distance`;
     parts.push(proof(near + (held.nearest.elements ? `; ${num(held.nearest.elements)} elements differed` : "")));
   }
   const told = held.likely.join(" ");
   const others = [...more, ...held.signatures.map((one) => one.at(-1)), ...(held.place?.notes ?? [])];
-  const rest = others.filter((one, n) => others.indexOf(one) === n && one !== claim && (more.includes(one) || !told.includes(one)));
+  const rest = others.filter((one, n) => others.indexOf(one) === n && one !== claim && !(held.repair && one.includes(held.repair.words)) && (more.includes(one) || !told.includes(one)));
   if (rest.length) parts.push(list(rest));
   if (held.place) parts.push(...placeOf(held.place));
   return parts.length ? titled("Finding", ...parts) : null;
