@@ -10,8 +10,8 @@ LOCK = requirements/lock$(shell $(PYTHON) -c 'import sys; print("-py310" if sys.
 PIP = $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup parity test lint third-party bench-shadow bench-stress bench-suite bench-lora bench-weights bench-detect find-the-bug sample \
-  two-environments kill-and-resume method-table findings clean
+.PHONY: help setup parity test lint third-party bench-shadow bench-stress bench-suite bench-lora bench-weights \
+  bench-detect bench-report find-the-bug report-images sample two-environments kill-and-resume method-table findings clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ bench-suite: $(READY) ## measure what recording costs and a cached reference sav
 bench-weights: $(READY) ## measure matching and verifying checkpoints; writes benchmarks/results/weights.md
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_weights.py $(ARGS)
 
+bench-report: $(READY) ## measure size and opening time of a large report in this machine's browser
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_report.py $(ARGS)
+
 # The scripts below are run where they exist.
 method-table: $(READY) ## make the table of docs/method.md
 	@test -f scripts/method_table.py || { echo "scripts/method_table.py is not part of this checkout"; exit 2; }
@@ -75,6 +78,10 @@ findings: $(READY) ## make the records behind docs/findings/
 find-the-bug: $(READY) ## make docs/find-the-bug.md: what failing runs say of ten bugs
 	@test -f scripts/find_the_bug.py || { echo "scripts/find_the_bug.py is not part of this checkout"; exit 2; }
 	PYTHONPATH=. $(BIN)/python scripts/find_the_bug.py $(ARGS)
+
+report-images: $(READY) ## take the pictures of docs/report.md from runs with planted bugs, in a browser
+	@test -f scripts/report_images.py || { echo "scripts/report_images.py is not part of this checkout"; exit 2; }
+	PYTHONPATH=. $(BIN)/python scripts/report_images.py $(ARGS)
 
 two-environments: $(READY) ## judge the bundled pair across two virtual environments made below build/
 	@test -f scripts/two_environments.py || { echo "scripts/two_environments.py is not part of this checkout"; exit 2; }

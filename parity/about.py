@@ -117,9 +117,24 @@ def _record(session: PairSession, reference: Mapping[str, Any], native: Mapping[
         "absent_taps": absent_taps(session.taps),
         "declared": dict(pair.declared),
         "weight_differences": weight_differences(session.weights),
+        "weights": weights_covered(session),
         "stored_weight_rounding": sum(w.finer is not None or w.native_finer for w in session.weights.values()),
         "shared_code": shared_code(pair.reference.source.module, reference["classes"], session.native.model),
         "blind_spots": [*reference["blind_spots"], *native["blind_spots"]],
+    }
+
+
+def weights_covered(session: PairSession) -> dict[str, Any]:
+    """Count the native's tensors by how they compare with the reference's, and name those one side alone has."""
+    found = session.weights.values()
+    plan = session.key_plan
+    return {
+        "compared": len(session.weights),
+        "equal": sum(w.equal and w.finer is None for w in found),
+        "rounded": sum((w.equal and w.finer is not None) or w.native_finer for w in found),
+        "different": sum(w.differs for w in found),
+        "reference_only": dict(plan.reference_only),
+        "native_only": dict(plan.native_only),
     }
 
 

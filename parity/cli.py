@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import parity
-from parity.commands import answer, debug_lora, lora, new, record, run, weights
+from parity.commands import answer, debug_lora, lora, new, record, report, run, weights
 from parity.commands.frame import JsonOption, PairsOption, emit, examples, reported
 from parity.doctor import as_records, examine, render_checks, worst
 from parity.inventory import describe_pair, find_project, render_pairs
@@ -65,6 +65,7 @@ app.command(epilog=run.COMPARE_EPILOG)(run.compare)
 app.command(epilog=record.EPILOG)(record.record)
 for name, command in answer.commands().items():
     app.command(name, hidden=True)(command)
+app.command(epilog=report.EPILOG)(report.report)
 app.add_typer(lora.app, name="lora")
 app.command("debug-lora", epilog=debug_lora.EPILOG)(debug_lora.debug_lora)
 app.add_typer(weights.app, name="weights")

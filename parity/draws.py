@@ -72,22 +72,24 @@ class Draw:
 
     def measure(self, tap: Tap) -> Evidence:
         """Measure one tap of this draw."""
+        return measure(self.measured(tap))
+
+    def measured(self, tap: Tap, bare: bool = False) -> Measured:
+        """Return the two sides' values at one tap, in the reference's layout; bare: without twins and upstream taps."""
         r, n = self.reference.values[tap.name], self.native.values[tap.name]
         assert r.high is not None
         assert n.high is not None
-        twins = [t.values[tap.name].high for t in self.twins]
-        return measure(
-            Measured(
-                reference=r.low,
-                native=aligned(tap, n.low, r.low.shape),
-                reference_high=r.high,
-                native_high=aligned(tap, n.high, r.low.shape),
-                twins=[z for z in twins if z is not None],
-                valid=None if tap.valid is None else mask_of(tap, self.inputs, r.low),
-                channel_dim=tap.channel_dim,
-                heads=tap.heads,
-                upstream=self._upstream(tap, r),
-            )
+        twins = [t.values[tap.name].high for t in self.twins if not bare]
+        return Measured(
+            reference=r.low,
+            native=aligned(tap, n.low, r.low.shape),
+            reference_high=r.high,
+            native_high=aligned(tap, n.high, r.low.shape),
+            twins=[z for z in twins if z is not None],
+            valid=None if tap.valid is None else mask_of(tap, self.inputs, r.low),
+            channel_dim=tap.channel_dim,
+            heads=tap.heads,
+            upstream={} if bare else self._upstream(tap, r),
         )
 
     def _upstream(self, tap: Tap, value: TapValue) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ import torch
 from parity.about import About, TapPlace, about
 from parity.case import ParityCase
 from parity.compared import ComparedSession, RecordedNative
+from parity.described import described, ops_by_dtype
 from parity.diagnose.likely import likely_causes
 from parity.errors import ParityError
 from parity.failures import bare, kept
@@ -22,7 +23,7 @@ from parity.pair import Build, ModelPair
 from parity.recorded import OtherDtypes
 from parity.recorder import State
 from parity.references import References, ReferenceSources
-from parity.report.record import case_record, false_alarm_rate, limits_record
+from parity.report.record import case_record
 from parity.run import Options, StateResult, run_state
 from parity.session import PairSession
 
@@ -211,6 +212,9 @@ class Engine:
             repair=None if (fix := found.explained.repairs.get(case.tap)) is None else fix.as_dict(),
             signatures=found.explained.signatures.get(case.tap, []),
             place=None if (where := found.explained.places.get(case.tap)) is None else where.as_dict(),
+            residual=found.profiles.get(case.tap),
+            dtypes=ops_by_dtype(found, judged),
+            lora_effect=None if found.four is None else found.four.at(case.tap),
         )
 
     def _likely(self, judged: Judged, draws: list[Evidence], place: TapPlace, state: _State) -> list[str]:
@@ -242,63 +246,5 @@ class Engine:
         return self._state(case).record
 
     def _described(self, case: ParityCase, session: Session, found: StateResult) -> dict[str, Any]:
-        tests = sum(j.tests for j in found.judged.values())
-        return {
-            "pair": case.pair,
-            "state": case.state,
-            "lora": case.lora,
-            "variant": case.variant,
-            **self._facts(case).record,
-            "reference_from": {"kept": "memory"} if session.recorded is None else session.recorded.came_from,
-            "lora_targets": len(session.adapter.targets) if case.lora and session.adapter is not None else 0,
-            **_lora_record(found, session),
-            "tokens": found.tokens,
-            "draws": len(found.draws),
-            "seed": self.settings.options.seed,
-            "twins": self.settings.options.twins,
-            "shadow_dtype": str(self.settings.options.shadow_dtype).removeprefix("torch."),
-            "observer_effect": found.observer,
-            "untrusted_rows": sum(e.excluded for d in found.draws for e in d.values()),
-            "rows": sum(e.rows + e.excluded for d in found.draws for e in d.values()),
-            "events": dict(found.events),
-            "attention": {side: dict(k) for side, k in found.kernels.items()},
-            "decisions": found.decisions,
-            "flips": dict(found.flips),
-            "unmatched_decisions": dict(found.unmatched),
-            "first_different": found.first_different,
-            "limits": limits_record(found.limits),
-            "tests": tests,
-            "false_alarm_rate": false_alarm_rate(found.limits, tests),
-            "known_unused": self._unused(case, found),
-            "compiled": {side: {**c.metrics.as_dict(), "excess": c.excess} for side, c in found.compiled.items()},
-            "compiled_apart": _compiled_apart(found),
-            "finer_weights": found.stored,
-            "explained_missing": found.explained.missing,
-            "peak_memory_bytes": found.peak_memory,
-            "seconds": found.seconds,
-        }
-
-
-def _lora_record(found: StateResult, session: Session) -> dict[str, Any]:
-    """Return what is kept of the LoRA: the four comparisons by tap, and what each side makes of its file."""
-    sides = session.lora_found() if found.lora else {}
-    told = [(f"{side}: {one['message']}", one["severity"]) for side in sides for one in sides[side]["findings"]]
-    return {
-        "lora_comparison": [row.as_dict() for row in found.four.rows] if found.four else [],
-        "lora_modules": {side: held["modules"] for side, held in sides.items()},
-        "lora_findings": [words for words, severity in told if severity == "error"],
-        "lora_warnings": [
-            *(words for words, severity in told if severity != "error"),
-            *(f"{side}: not looked at, {held['missing']}" for side, held in sides.items() if held["missing"]),
-        ],
-    }  # fmt: skip
-
-
-def _compiled_apart(found: StateResult) -> list[str]:
-    """Say where a compiled side rounds much more than the same side run eagerly, or does something else."""
-    limit = found.limits.strong
-    return [
-        f"the compiled {side} is {c.excess:.3g}x as far from float64 as eager is (limit {limit:.3g})"
-        for side, c in found.compiled.items()
-        if not c.excess <= limit
-    ]
+        about, options = self._facts(case).record, self.settings.options
+        return described(case, session, found, options, about, self._unused(case, found))

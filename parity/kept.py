@@ -89,7 +89,8 @@ def check_room(
     shadow = 8 if options.shadow_dtype == torch.float64 else 4
     lows = sizes.bytes * (2 + any(draw.lora for draw in draws) + live.has_tables)
     highs = sizes.elements * shadow * (1 + options.twins + live.has_tables)
-    needed = len(draws) * (lows + highs) + sum(v.numel() * v.element_size() for v in weights.values())
+    baselines = sizes.bytes * sum(draw.lora for draw in draws)
+    needed = len(draws) * (lows + highs) + baselines + sum(v.numel() * v.element_size() for v in weights.values())
     needed = max(0, needed - target.bytes_of([draw.name for draw in draws]))
     free = shutil.disk_usage(target.path).free
     tell(f"about {needed / 1e6:,.0f} MB to write, {free / 1e9:,.1f} GB free")

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -22,6 +23,7 @@ from parity.felt import settle_impacts
 from parity.four import FourComparisons, four_comparisons
 from parity.numerics.evidence import Evidence
 from parity.numerics.limits import Limits, limits_for
+from parity.numerics.profile import residual_profile
 from parity.numerics.verdict import Judged, TapFacts, judge
 from parity.stage import Compiled, DrawOf, JudgedSession, Options
 
@@ -53,6 +55,8 @@ class StateResult:
     dtypes: dict[str, tuple[Mapping[str, int], Mapping[str, int]]] = field(default_factory=dict)
     """Per tap, in which dtypes each side ran the ops of the segment that ends there."""
     explained: Explained = field(default_factory=Explained)
+    profiles: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    """The shape of the residual at taps that differ, of the first draw."""
     four: FourComparisons | None = None
     """With the LoRA on: both sides without it and with it, and what it does to each."""
 
@@ -105,7 +109,16 @@ def _run_state(
         explained = _explained(session, judged, facts, draws[0], limits, options, native)
     result = _result(lora, judged, facts, draws, limits, stored)
     result.explained, result.four = explained, four
+    result.profiles = _profiles(session, judged, draws[0])
     return result
+
+
+def _profiles(
+    session: JudgedSession, judged: Mapping[str, Judged], draw: Draw
+) -> dict[str, dict[str, Any] | None]:
+    """Describe the residuals of taps that differ."""
+    taps = [t for t in session.taps if t.name in judged and judged[t.name].different]
+    return {t.name: residual_profile(draw.measured(t, bare=True), judged[t.name].logic) for t in taps}
 
 
 def planned_draws(

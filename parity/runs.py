@@ -65,6 +65,19 @@ class RunBook:
         assert self.path is not None
         return _shown(self.path)
 
+    def written(self) -> dict[str, Any]:
+        """Return the record as it was written.
+
+        Raises:
+            RecordError: it was not, or cannot be read back.
+        """
+        return read_record(self.folder / "parity.json")
+
+    @staticmethod
+    def shown(path: Path) -> str:
+        """Return a path as shown to people: relative where it can be."""
+        return _shown(path)
+
     def told(self) -> list[str]:
         """Say where the record is, what it is of, and where one of a whole run is."""
         if self.path is None:

@@ -22,7 +22,7 @@ from parity.lora_audit import SideReport, audited
 from parity.pair import Build, ModelPair, in_variant
 from parity.stage import RecordedReference, ReferenceStage, placed
 from parity.weights.keymap import KeyMap
-from parity.weights.load import WeightComparison, finer_sources, load_native, tensors_of
+from parity.weights.load import WeightComparison, compared_weights, load_native, tensors_of
 
 
 class PairSession:
@@ -149,7 +149,7 @@ class PairSession:
             self.pair.load(tensors, native.model)
         else:
             load_native(native.model, tensors, key_map)
-        self.weights = finer_sources(native.model, tensors, key_map)
+        self.key_plan, self.weights = compared_weights(native.model, tensors, key_map)
         held = dict(native.model.named_parameters())
         native.finer = {
             id(held[key]): c.finer for key, c in self.weights.items() if c.finer is not None and key in held

@@ -126,27 +126,33 @@ def _run(
 ) -> int:
     """Judge cases, write and show the record; return the exit code."""
     book, engine = RunBook(report), Engine({pair.name: pair}, settings)
-    errors = judge_cases(engine, cases, book, len(cases) < whole)
+    errors = judge_cases(engine, cases, book, len(cases) < whole, words)
     emit(book.record(), _rendered(book, words), json_out)
     _say(errors, book)
     return _exit_code(book, errors)
 
 
-def judge_cases(engine: Engine, cases: list[ParityCase], book: RunBook, selected: bool) -> dict[str, ParityError]:
+def judge_cases(
+    engine: Engine, cases: list[ParityCase], book: RunBook, selected: bool, words: str
+) -> dict[str, ParityError]:
     """Look every case up and write the record; return the errors of the states that could not be run."""
     errors: dict[str, ParityError] = {}
     with book.kept(selected):
         for order, case in enumerate(cases):
             try:
                 book.begin(case.pair, case.state, selected)
-                book.add_case(engine.case_record(case))
+                book.add_case({**engine.case_record(case), "rerun": _rerun(words, case.id)})
                 book.add_state(engine.state_record(case))
             except NOT_HERE:
                 raise
             except ParityError as error:
                 errors[case.state] = error
-                book.add_case(_unjudged(case, error, order))
+                book.add_case({**_unjudged(case, error, order), "rerun": _rerun(words, case.id)})
     return errors
+
+
+def _rerun(words: str, case_id: str) -> str:
+    return f'{words} -k "{case_id}"'
 
 
 def _unjudged(case: ParityCase, error: ParityError, order: int) -> dict[str, Any]:
@@ -160,7 +166,7 @@ def _rendered(book: RunBook, words: str) -> str:
     parts = [render_run(record, width=width, color=_colored()).rstrip()] if book.cases else []
     for case in record["cases"]:
         if case["outcome"] in ("failed", "warned"):
-            parts.append(failure_text(case, f'{words} -k "{case["id"]}"'))
+            parts.append(failure_text(case, _rerun(words, case["id"])))
     return "\n\n".join([*parts, "\n".join(f"record: {line}" for line in book.told())])
 
 

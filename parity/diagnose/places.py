@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from parity.diagnose.side_ops import SideOps, Step
+from parity.diagnose.side_ops import SideOps
+from parity.diagnose.steps import Step, code_of
 from parity.execution.op_values import OpValue, Values, values_of
 
 _PLAIN = frozenset({"t", "view", "clone", "copy_", "cat", "stack"})
@@ -54,6 +55,10 @@ class Place:
             "native": None if self.native is None else str(self.native),
             "reference": None if self.reference is None else str(self.reference),
             "dtypes": [[str(n), n.dtype, str(r), r.dtype] for n, r in self.dtypes[:8]],
+            "code": {
+                "native": [list(c) for c in code_of(self.native, *(n for n, _ in self.dtypes))],
+                "reference": [list(c) for c in code_of(self.reference, *(r for _, r in self.dtypes))],
+            },
             "notes": list(self.notes),
         }
 

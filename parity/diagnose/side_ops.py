@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from parity.diagnose.forwards import Enough, Nowhere
+from parity.diagnose.steps import Step, text_of
 from parity.execution.decisions import Decisions
 from parity.execution.hooks import TapHooks
 from parity.execution.op_values import OpShadow, OpValue
@@ -18,23 +19,6 @@ from parity.execution.passes import OUTPUT, Restart
 from parity.execution.tap import Inputs, Tap
 from parity.live import LiveSide
 from parity.stage import DrawOf
-
-
-@dataclass(frozen=True)
-class Step:
-    """One op of a side, in words.
-
-    Args:
-        name: of the op. dtype: of its output. line: of the side's code. module: path of the module, "" where unknown.
-    """
-
-    name: str
-    dtype: str
-    line: str
-    module: str
-
-    def __str__(self) -> str:
-        return f"`{self.name}` at {self.line}" + (f" in {self.module}" if self.module else "")
 
 
 @dataclass(frozen=True)
@@ -66,7 +50,7 @@ class SideOps:
         if op is None:
             return None
         dtype = str(op.op.dtype).removeprefix("torch.")
-        return Step(op.op.name, dtype, str(op.op.source), self.modules.get(op.op.module, ""))
+        return Step(op.op.name, dtype, str(op.op.source), self.modules.get(op.op.module, ""), text_of(op.op.source))
 
 
 @dataclass

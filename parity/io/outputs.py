@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from parity.errors import UsageError
-from parity.io.atomic import write_atomic
+from parity.io.atomic import locked, write_atomic
 
 
 def write_out(path: str | Path, text: str) -> Path:
@@ -19,4 +19,18 @@ def write_out(path: str | Path, text: str) -> Path:
     try:
         return write_atomic(path, text.encode("utf-8", "backslashreplace"))
     except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}; what was there is untouched") from error
+
+
+def write_alone(path: str | Path, text: str) -> Path:
+    """Write text as `write_out` does, unless another process writes the same file now.
+
+    Raises:
+        RecordError: another process writes it; names it.
+        UsageError: it cannot be written.
+    """
+    try:
+        with locked(path):
+            return write_out(path, text)
+    except OSError as error:  # the folder cannot be made, or no lock in it
         raise UsageError(f"cannot write {path}: {error.strerror or error}; what was there is untouched") from error

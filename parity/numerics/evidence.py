@@ -92,7 +92,7 @@ def groups_of(value: Tensor) -> tuple[int, int]:
 
 def measure(m: Measured) -> Evidence:
     """Measure one tap."""
-    parts = _Arranged(m)
+    parts = Arranged(m)
     n_star, r_star = parts.native_high, parts.reference_high
     e_n, e_r = parts.native - n_star, parts.reference - r_star
     e_z = [z - r_star for z in parts.twins]
@@ -119,7 +119,7 @@ def measure(m: Measured) -> Evidence:
     )
 
 
-class _Arranged:
+class Arranged:
     """The values as rows, without padding, without rows that are undefined or not trusted."""
 
     def __init__(self, m: Measured) -> None:
@@ -170,7 +170,7 @@ def _relative(difference: Tensor, of: Tensor) -> float:
     return top / base
 
 
-def _after_rounding(m: Measured, parts: _Arranged) -> float | None:
+def _after_rounding(m: Measured, parts: Arranged) -> float | None:
     """Return the identity ratio after rounding both sides to the coarser dtype; None where dtypes are the same."""
     if m.reference.dtype == m.native.dtype or not m.native.is_floating_point():
         return None

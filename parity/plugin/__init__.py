@@ -76,11 +76,20 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """
     config = session.config
     asked = given(config) or config.getoption("--parity-require") or config.getoption("--parity-drawn")
-    if asked or (_distributes(config) and _has_pairs(config)):
+    if asked or config.getoption("--parity-html") or (_distributes(config) and _has_pairs(config)):
         try:
+            _check_extra(config)
             cases_of(config)
         except ParityError as error:
             raise pytest.UsageError(f"parity: {error}") from error
+
+
+def _check_extra(config: pytest.Config) -> None:
+    """Check that the HTML report can be written before hours of computing, not behind them."""
+    if config.getoption("--parity-html"):
+        from parity.report.html import check_extra
+
+        check_extra()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from parity.errors import RecordError
+from parity.errors import ParityError, RecordError
 from parity.plugin.cases import are_listed, case_of, state_of
 from parity.plugin.check import rerun_of, unjudged
 from parity.plugin.partial import Selection
@@ -31,6 +32,7 @@ class Bookkeeper:
         self._problems: list[str] = []
         self._begun: set[str] = set()
         self._crashed = False
+        self._html: Path | None = None
 
     @property
     def _book(self) -> RunBook:
@@ -94,8 +96,9 @@ class Bookkeeper:
         if case is not None:
             text = f"{who} while running {case.pair} {case.state}: killed, or out of memory\n{_DIED}"
             record = unjudged(self._config, case, "error", text)
+            record["rerun"] = rerun_of(self._config, report.nodeid)
             report.location = (*report.location[:2], report.nodeid.partition("::")[2])
-            report.longrepr = error_text(record, rerun_of(self._config, report.nodeid))
+            report.longrepr = error_text(record, record["rerun"])
             report.user_properties.append(("parity_case", json.dumps(record)))
 
     @pytest.hookimpl(tryfirst=True)
@@ -108,6 +111,8 @@ class Bookkeeper:
         try:
             if not self._problems:
                 self._write(complete=exitstatus in (0, 1) and not stopped)
+            if not self._problems and self._config.getoption("--parity-html"):
+                self._write_html()
         except KeyboardInterrupt:  # put off until the record was written
             exitstatus = session.exitstatus = pytest.ExitCode.INTERRUPTED
         finally:
@@ -130,6 +135,15 @@ class Bookkeeper:
         except RecordError as error:
             self._problems.append(_unwritten(error))
 
+    def _write_html(self) -> None:
+        from parity.io.outputs import write_alone
+        from parity.report.html import render_html
+
+        try:
+            self._html = write_alone(self._book.folder / "parity.html", render_html(self._book.written()))
+        except ParityError as error:
+            self._problems.append(f"the report was not written: {error}")
+
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Show the parity summary of the run."""
         if self._is_empty:
@@ -140,6 +154,8 @@ class Bookkeeper:
         terminalreporter.write_line(render_run(self._book.record(), width=width, color=writer.hasmarkup))
         for line in self._book.told():
             terminalreporter.write_line(f" record     {line}")
+        if self._html is not None:
+            terminalreporter.write_line(f" report     {self._book.shown(self._html)}")
         for problem in self._problems:
             terminalreporter.write_line(f" ERROR      {problem}", red=True)
 

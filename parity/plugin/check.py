@@ -61,7 +61,7 @@ class _Check:
 
     def __call__(self, case: ParityCase) -> None:
         """Look a case up and end the test accordingly."""
-        record = self._looked_up(case)
+        record = {**self._looked_up(case), "rerun": self.rerun()}
         outcome = record["outcome"]
         self._tell("parity_outcome", outcome)
         self._tell("parity_case", json.dumps(record))

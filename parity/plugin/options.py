@@ -91,13 +91,16 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "default": None, "metavar": "PYTHON",
         "help": "interpreter a recorded reference lives in, for impacts and nearest variants",
     },
+    "--parity-html": {
+        "action": "store_true", "default": False, "help": "write the report as HTML beside the record (extra: report)",
+    },
     "--parity-report": {"default": "reports", "metavar": "DIR", "help": "where the record is written"},
 }  # fmt: skip
 
 
 _UNTOLD = (
-    "--parity-require", "--parity-report", "--parity-cache", "--parity-cache-limit", "--parity-drawn",
-    "--parity-examples", "--parity-profile",
+    "--parity-require", "--parity-report", "--parity-html", "--parity-cache", "--parity-cache-limit",
+    "--parity-drawn", "--parity-examples", "--parity-profile",
 )  # fmt: skip
 """What a rerun of one case does not need; how inputs are drawn is told by the cases that draw."""
 

@@ -34,7 +34,8 @@ def case_record(
     paths: tuple[str, str], drift: float, first: str | None, likely: Sequence[str], known: str | None = None,
     order: int = 0, nearest: Mapping[str, Any] | None = None,
     place: Mapping[str, Any] | None = None, repair: Mapping[str, Any] | None = None,
-    signatures: Sequence[tuple[str, str]] = (),
+    signatures: Sequence[tuple[str, str]] = (), residual: Mapping[str, Any] | None = None,
+    dtypes: Mapping[str, Any] | None = None, lora_effect: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Return the record of one case; numbers are the worst over draws."""
     worst = max(draws, key=lambda e: (_nan_last(e.logic_error), _nan_last(e.metrics.rel_l2))) if draws else None
@@ -75,6 +76,10 @@ def case_record(
         "coherence": max((e.coherence for e in draws), default=None),
         "reference_noise": worst.noise if worst else None,
         "metrics": worst.metrics.as_dict() if worst else None,
+        "residual": None if residual is None else dict(residual),
+        "dtypes": None if dtypes is None else dict(dtypes),
+        "lora_effect": None if lora_effect is None else dict(lora_effect),
+        "rerun": "",
     }
 
 
@@ -102,7 +107,7 @@ _BLANK: dict[str, Any] = {
     "logic_limit": None, "logic_error_of_constants": None, "rounding_excess": {}, "shown_by": "", "impact": None,
     "impact_limit": None, "drift": None, "reference_dtype": None, "native_dtype": None,
     "excess_after_rounding_both": None, "rows": [], "excluded_rows": [], "coherence": None, "reference_noise": None,
-    "metrics": None,
+    "metrics": None, "residual": None, "dtypes": None, "lora_effect": None, "rerun": "",
 }  # fmt: skip
 
 

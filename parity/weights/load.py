@@ -84,8 +84,10 @@ def load_native(native: nn.Module, reference: Weights, key_map: KeyMap) -> LoadR
     return LoadReport(tuple(values), cast, plan.reference_only, plan.native_only, unused)
 
 
-def finer_sources(native: nn.Module, reference: Weights, key_map: KeyMap) -> dict[str, WeightComparison]:
-    """Compare every mapped native tensor with its reference: equal, rounded when stored, or different.
+def compared_weights(
+    native: nn.Module, reference: Weights, key_map: KeyMap
+) -> tuple[KeyPlan, dict[str, WeightComparison]]:
+    """Compare every mapped native tensor with its reference, and return the plan that says which is which.
 
     Raises:
         KeyMapError: the map is not total, or a side has no values (meta).
@@ -93,7 +95,7 @@ def finer_sources(native: nn.Module, reference: Weights, key_map: KeyMap) -> dic
     source, target = _held(reference), tensors_of(native)
     plan = _plan(key_map, source, target)
     _check_values(source, target)
-    return {key: _compared(key, target[key], plan, source) for key in plan.pieces}
+    return plan, {key: _compared(key, target[key], plan, source) for key in plan.pieces}
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:

@@ -66,7 +66,8 @@ LAYERS: dict[str, frozenset[str]] = {
     "sensitivity": SIDES | {"session", "fresh"},
     "explored": RUN - {"run"} | {"examples", "strategies"},
     "strategies": BASE | {"space"},
-    "engine": RUN | RECORDED | {"about", "case", "diagnose", "failures", "report"},
+    "described": RUN | {"case", "compared", "report"},
+    "engine": RUN | RECORDED | {"about", "case", "described", "diagnose", "failures", "report"},
     "runs": BASE | {"environment", "report", "io"},
     "captured": SIDES,
     "four": RUN - {"run"},
@@ -85,7 +86,7 @@ LAYERS: dict[str, frozenset[str]] = {
 LIBRARIES = {
     "pytest": {"plugin"}, "_pytest": {"plugin"}, "xdist": {"plugin"}, "hypothesis": {"strategies"},
     "typer": {"cli", "commands"}, "click": {"cli"}, "rich": {"cli"}, "safetensors": {"io"}, "tempfile": {"io"},
-    "fcntl": {"io"},
+    "fcntl": {"io"}, "jinja2": {"report"}, "plotly": {"report"}, "playwright": set(),
 }  # fmt: skip
 NO_TORCH = {"errors", "registry"}
 

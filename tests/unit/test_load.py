@@ -9,7 +9,7 @@ from torch import nn
 from parity.errors import KeyMapError, ParityError, UsageError
 from parity.registry import Registry, discover
 from parity.weights.keymap import KeyMap, rename, split
-from parity.weights.load import finer_sources, load_native
+from parity.weights.load import compared_weights, load_native
 from parity.weights.source import StateDictSource, TensorSource, shapes_of
 
 
@@ -38,7 +38,7 @@ def test_load_copies_parameters_and_buffers_in_the_natives_dtype() -> None:
     assert torch.equal(native.state_dict()["scale"], there.state_dict()["scale"].bfloat16())
     assert len(report.copied) == 13
     assert report.cast["scale"] == (torch.float32, torch.bfloat16)
-    found = finer_sources(native, there, MODEL_MAP)
+    found = compared_weights(native, there, MODEL_MAP)[1]
     assert all(one.equal and one.finer is not None and not one.differs for one in found.values())
     finer = found["blocks.1.to_k.weight"].finer
     assert finer is not None
@@ -48,7 +48,7 @@ def test_load_copies_parameters_and_buffers_in_the_natives_dtype() -> None:
 def test_the_native_may_be_the_finer_side() -> None:
     native, there = Split(), Fused()
     load_native(native, there, MODEL_MAP)
-    found = finer_sources(native, there.bfloat16(), MODEL_MAP)["blocks.0.to_q.weight"]
+    found = compared_weights(native, there.bfloat16(), MODEL_MAP)[1]["blocks.0.to_q.weight"]
     assert (found.equal, found.native_finer, found.differs) == (False, True, False)
 
 
@@ -60,7 +60,7 @@ def test_swapped_weights_are_named() -> None:
     state["blocks.1.to_q.weight"].copy_(state["blocks.1.to_k.weight"])
     state["blocks.1.to_k.weight"].copy_(kept)
     state["blocks.0.to_v.weight"].mul_(1.5)
-    found = {key: one for key, one in finer_sources(native, there, MODEL_MAP).items() if one.differs}
+    found = {key: one for key, one in compared_weights(native, there, MODEL_MAP)[1].items() if one.differs}
     assert {key: one.swapped_with for key, one in found.items()} == {
         "blocks.1.to_q.weight": "blocks.1.to_k.weight",
         "blocks.1.to_k.weight": "blocks.1.to_q.weight",
@@ -75,7 +75,7 @@ def test_swapped_parts_of_a_fused_weight_are_named() -> None:
     load_native(native, there, key_map)
     weight = native.state_dict()["blocks.0.qkv.weight"]
     weight.copy_(weight[[*range(4, 8), *range(4), *range(8, 12)]])
-    found = finer_sources(native, there, key_map)["blocks.0.qkv.weight"]
+    found = compared_weights(native, there, key_map)[1]["blocks.0.qkv.weight"]
     assert found.swapped_with == "blocks.0.to_k.weight"
 
 
@@ -85,7 +85,7 @@ def test_constant_tensors_name_no_swap() -> None:
     for key in ("to_q.bias", "to_k.bias"):
         native.state_dict()[f"blocks.0.{key}"].zero_()
     there.state_dict()["blocks.0.qkv.bias"][4:8] = 0
-    assert finer_sources(native, there, MODEL_MAP)["blocks.0.to_q.bias"].swapped_with is None
+    assert compared_weights(native, there, MODEL_MAP)[1]["blocks.0.to_q.bias"].swapped_with is None
 
 
 def test_loading_refuses_what_would_be_lost() -> None:

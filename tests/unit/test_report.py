@@ -5,44 +5,22 @@ from __future__ import annotations
 import json
 import math
 import re
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fixtures.tiny import Edit, down_rounded_twice, edited, gelu_erf, output_of, sinusoid_low, tiny_pair
-from parity.case import all_cases
-from parity.engine import Engine, Settings
-from parity.environment import describe_environment
+from fixtures.records import EDITS, recorded
 from parity.io.records import read_record, write_record
 from parity.numerics.limits import Limits
-from parity.pair import Build
-from parity.report.record import SCHEMA, false_alarm_rate, run_record, unjudged_record
+from parity.report.record import SCHEMA, false_alarm_rate, unjudged_record
 from parity.report.terminal import render_case, render_run
 from parity.report.wording import error_text, evidence_text, failure_text, not_judged_text
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("one_thread")
-EDITS: dict[str, Edit] = {
-    "healthy": lambda model: None,
-    "another_function": gelu_erf,
-    "drowned": sinusoid_low,
-    "felt": down_rounded_twice,
-    "not_finite": output_of("head", lambda y: y / 0),
-}
 ESCAPE = "\033["
 LONG = "a module wrote 12,288 values by a raw kernel that nobody registered a float64 equivalent for, " * 3
-
-
-@cache
-def recorded(*names: str) -> dict[str, Any]:
-    """The record of a run of edited pairs, none of them read from a file."""
-    engine = Engine({name: edited(tiny_pair(name), EDITS[name]) for name in names}, Settings())
-    cases = all_cases((pair, Build()) for pair in engine.pairs.values())
-    states = {(c.pair, c.state): engine.state_record(c) for c in cases}
-    found = [engine.case_record(c) for c in cases]
-    return run_record(describe_environment(), list(states.values()), found, "2026-01-01T00:00:00+00:00")
 
 
 def everything() -> dict[str, Any]:
