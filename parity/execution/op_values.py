@@ -12,7 +12,7 @@ from torch import Tensor
 
 from parity.execution.memory import leaves
 from parity.execution.ops import Op, OpLog, memory_of
-from parity.execution.rules import rule_of
+from parity.execution.rules import Rule, rule_of
 from parity.execution.shadow import Shadow
 from parity.execution.storage import bits, is_float
 
@@ -109,6 +109,7 @@ class OpShadow(Shadow):
         self.matmul = ""
         self._count = 0
         self._names: dict[int, str] = {}
+        self._copies: set[int] = set()
         self.splits: dict[int, tuple[str, int]] = {}
         self.slices: dict[tuple[Any, ...], dict[int, tuple[Any, ...]]] = {}
 
@@ -128,6 +129,7 @@ class OpShadow(Shadow):
         read = () if rule.view else tuple(self._read(args, kwargs))
         weights = self._weights(args, kwargs)
         out = super().__torch_dispatch__(func, types, args, kwargs)
+        self._name_copy(rule, weights, out)
         if rule.short in SPLITS and isinstance(out, (list, tuple)):
             self.splits[number] = rule.short, len(out)
         if rule.short == "slice" and len(args) > 2:
@@ -138,6 +140,18 @@ class OpShadow(Shadow):
             scalars = tuple(float(a) for a in args if isinstance(a, (int, float)) and not isinstance(a, bool))
             self.given[number] = self._described(number, read, weights, scalars, made)
         return out
+
+    def _name_copy(self, rule: Rule, weights: tuple[str, ...], out: Any) -> None:
+        """Name a parameter's cast copy as the parameter; memory that is used again loses that name."""
+        if rule.view or not isinstance(out, Tensor):
+            return
+        place = memory_of(out)
+        if rule.cast and len(weights) == 1:
+            self._copies.add(place)
+            self._names[place] = weights[0]
+        elif place in self._copies:
+            self._copies.discard(place)
+            self._names.pop(place, None)
 
     def _read(self, args: Any, kwargs: Any) -> Iterable[tuple[Fingerprint | None, int]]:
         for t in leaves((args, kwargs)):
