@@ -64,7 +64,7 @@ def changes_of_parts(segment: Segment) -> Iterable[Change]:
     """List the orders in which the parts of tensors that are taken apart could have been meant."""
     shadow, last = segment.native.shadow, max((op.op.number for op in segment.ops), default=0)
     bug = "parts_order" if segment.tap.has_attention else "modulation_order"
-    splits = dict([(n, s) for n, s in shadow.splits.items() if n <= last][-4:])
+    splits = dict([(n, s) for n, s in shadow.splits.items() if n <= last][-8:])
     # Two parts that are turned into each other: to exchange them is to turn the other way.
     pairs = {n: s for n, s in splits.items() if s == ("unbind", 2) and any(map(segment.turns, segment.ops))}
     yield from split_changes(pairs, "rope_direction")
