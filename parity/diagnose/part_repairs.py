@@ -13,14 +13,17 @@ from parity.diagnose.segment import Segment
 from parity.execution.changes import Change, OpChange
 from parity.execution.op_values import OpValue
 
+Lines = Mapping[int, object]
 
-def slice_changes(groups: Iterable[Mapping[int, tuple[Any, ...]]], bug: str) -> Iterator[Change]:
+
+def slice_changes(groups: Iterable[Mapping[int, tuple[Any, ...]]], bug: str, lines: Lines) -> Iterator[Change]:
     """Exchange two slices of one shape of one tensor, in each group of such."""
     for group in groups:
         for (n, one), (m, other) in itertools.combinations(list(group.items())[:6], 2):
             places = [list(group).index(k) for k in (n, m)]
             ops = {k: OpChange("slice", with_arguments(v)) for k, v in ((n, other), (m, one))}
-            yield Change(f"parts {places[0]} and {places[1]} of {len(group)} exchanged", (), ops, bug=bug)
+            words = f"parts {places[0]} and {places[1]} of {len(group)} exchanged at {lines[n]}"
+            yield Change(words, (), ops, bug=bug)
 
 
 def found_factor(op: OpValue, wanted: Tensor, line: str, bug: str) -> Change:
@@ -50,13 +53,13 @@ def factor_changes(additions: Sequence[OpValue], groups: Iterable[Mapping[int, A
             yield Change(words, (), ops, bug="gate_missing")
 
 
-def split_changes(splits: Mapping[int, tuple[str, int]], bug: str) -> Iterator[Change]:
+def split_changes(splits: Mapping[int, tuple[str, int]], bug: str, lines: Lines) -> Iterator[Change]:
     """List the orders in which the parts of a tensor could have been meant: of each, then of all taken apart alike."""
     alike = [{n: s for n, s in splits.items() if s == kind} for kind in dict.fromkeys(splits.values())]
     for group in [*({n: s} for n, s in splits.items()), *(g for g in alike if len(g) > 1)]:
         (name, count), *_ = group.values()
         for i, k in itertools.combinations(range(min(count, 6)), 2):
-            words = f"parts {i} and {k} of {count} exchanged"
+            words = f"parts {i} and {k} of {count} exchanged at {lines[next(iter(group))]}"
             yield Change(words, (), {n: OpChange(name, result=exchanged(i, k)) for n in group}, bug=bug)
 
 
@@ -67,6 +70,7 @@ def changes_of_parts(segment: Segment) -> Iterable[Change]:
     splits = dict([(n, s) for n, s in shadow.splits.items() if n <= last][-8:])
     # Two parts that are turned into each other: to exchange them is to turn the other way.
     pairs = {n: s for n, s in splits.items() if s == ("unbind", 2) and any(map(segment.turns, segment.ops))}
-    yield from split_changes(pairs, "rope_direction")
-    yield from split_changes({n: s for n, s in splits.items() if n not in pairs}, bug)
-    yield from slice_changes([g for g in shadow.slices.values() if len(g) > 1 and max(g) <= last][-4:], bug)
+    yield from split_changes(pairs, "rope_direction", shadow.lines)
+    yield from split_changes({n: s for n, s in splits.items() if n not in pairs}, bug, shadow.lines)
+    slices = [g for g in shadow.slices.values() if len(g) > 1 and max(g) <= last][-4:]
+    yield from slice_changes(slices, bug, shadow.lines)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from parity.execution.memory import leaves
-from parity.execution.ops import Op, OpLog, memory_of
+from parity.execution.ops import Op, OpLog, SourceLine, memory_of, source_line
 from parity.execution.rules import Rule, rule_of
 from parity.execution.shadow import Shadow
 from parity.execution.storage import bits, is_float
@@ -98,8 +98,8 @@ class OpShadow(Shadow):
 
     Attributes:
         log: the ops. given: by op number, what it gave. splits: by number, views that take a tensor apart, and into
-            how many. slices: parts of one shape of one tensor, by number what is taken. matmul: torch's float32
-            matmul precision in the pass.
+            how many. slices: parts of one shape of one tensor, by number what is taken. lines: where those views are, by
+            number. matmul: torch's float32 matmul precision in the pass.
     """
 
     def __init__(self, **others: Any) -> None:
@@ -112,6 +112,7 @@ class OpShadow(Shadow):
         self._copies: set[int] = set()
         self.splits: dict[int, tuple[str, int]] = {}
         self.slices: dict[tuple[Any, ...], dict[int, tuple[Any, ...]]] = {}
+        self.lines: dict[int, SourceLine] = {}
 
     def name_parameters(self, named: Iterable[tuple[str, Tensor]]) -> None:
         """Name parameters, for ops that read them."""
@@ -132,9 +133,11 @@ class OpShadow(Shadow):
         self._name_copy(rule, weights, out)
         if rule.short in SPLITS and isinstance(out, (list, tuple)):
             self.splits[number] = rule.short, len(out)
+            self.lines[number] = source_line()[0]
         if rule.short == "slice" and len(args) > 2:
             key = (self.log.after, memory_of(args[0]), args[0].storage_offset(), args[0].shape, args[1], out.shape)
             self.slices.setdefault(key, {})[number] = tuple(args[1:])
+            self.lines[number] = source_line()[0]
         made = self.log.note(number, rule, bits_in, args, kwargs, out)
         if made is not None:
             scalars = tuple(float(a) for a in args if isinstance(a, (int, float)) and not isinstance(a, bool))
