@@ -98,8 +98,8 @@ class OpShadow(Shadow):
 
     Attributes:
         log: the ops. given: by op number, what it gave. splits: by number, views that take a tensor apart, and into
-            how many. slices: parts of one shape of one tensor, by number what is taken. lines: where those views are, by
-            number. matmul: torch's float32 matmul precision in the pass.
+            how many. slices: parts of one shape of one tensor, by number what is taken. lines: where those views
+            are, by number. matmul: torch's float32 matmul precision in the pass.
     """
 
     def __init__(self, **others: Any) -> None:
