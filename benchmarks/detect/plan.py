@@ -5,7 +5,7 @@ property is met by each plant and the whole fits into half an hour.
 from __future__ import annotations
 
 from benchmarks.detect.pairs import BUNDLED, REAL, missing
-from benchmarks.detect.trials import SITES, Trial, dtype_of
+from benchmarks.detect.trials import SITES, Trial, dtype_of, in_blocks
 from fixtures.mutations import MUTATIONS
 from fixtures.plants import PLANTS
 from parity.diagnose.signature import SIGNATURES
@@ -36,6 +36,9 @@ def _of_pair(pair: str) -> list[Trial]:
 
 
 def _signature(pair: str, name: str, number: int) -> list[Trial]:
+    if not callable(SIGNATURES[name].plant):  # an edit of modules: of blocks, or of what is outside them
+        places = PLACES if in_blocks(name) else ("",)
+        return _dealt("signature", name, pair, places, list(DTYPES), number)
     sites = {d: SITES[(number + k) % len(SITES)] for k, d in enumerate(DTYPES)}
     return [
         Trial(t.source, t.name, t.pair, t.dtype, t.where, t.inputs, t.seed, SITES[(number + n) % len(SITES)])

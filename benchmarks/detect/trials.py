@@ -12,6 +12,7 @@ from torch import Tensor
 from fixtures.mutations import ANATOMIES, MUTATIONS, Spot
 from fixtures.mutations.edits import wrapped
 from fixtures.plants import PLANTS, Plant, native_with
+from parity.diagnose.planting import planted as signature_planted
 from parity.diagnose.signature import SIGNATURES
 from parity.execution.tap import Tap
 from parity.pair import Build, ModelPair
@@ -97,10 +98,29 @@ def _taps_of(taps: list[Tap], kind: str, blocks: tuple[int, ...]) -> list[Tap]:
     return [found[b] for b in blocks if b < len(found)] if kind.startswith("block") else found
 
 
+def in_blocks(name: str) -> bool:
+    """Say whether a signature's edit is of what blocks hold."""
+    return SIGNATURES[name].category not in ("timestep", "text", "layout")
+
+
+def _edit(trial: Trial, pair: ModelPair, taps: list[Tap]) -> Planted:
+    """Edit the native's modules; the first tap that differs must be of a block that was edited."""
+    found = SIGNATURES[trial.name]
+    blocks = _taps_of(taps, "block", blocks_of(trial.pair, trial.where)) if in_blocks(trial.name) else []
+    modules = [t.native.module for t in blocks if t.native is not None and t.native.module]
+    inside = [t.name for t in taps if not blocks or t.name.split(".")[0] == blocks[0].name]
+    kind = "logic" if found.on == "logic" else "precision"
+    changed = signature_planted(pair, trial.name, modules or [""]).pair
+    return Planted(changed, tuple(inside), kind, "signature", trial.name, found.category == "lora")
+
+
 def _signature(trial: Trial, pair: ModelPair, taps: list[Tap]) -> Planted:
-    """Wrap the native's modules at taps of one kind."""
+    """Wrap the native's modules at taps of one kind, or edit them."""
+    if not callable(SIGNATURES[trial.name].plant):
+        return _edit(trial, pair, taps)
     chosen = _taps_of(taps, trial.site, blocks_of(trial.pair, trial.where))
     plant = SIGNATURES[trial.name].plant
+    assert callable(plant)
     paths = [t.native.module for t in chosen if t.native is not None and t.native.module]
 
     def wrap(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

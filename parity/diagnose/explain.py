@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
 from parity.diagnose.explained import Explained
-from parity.diagnose.names import HeldWeights, name_bugs
+from parity.diagnose.held import HeldWeights
+from parity.diagnose.names import name_bugs
 from parity.diagnose.nearest import EXPLAINED, Nearest
 from parity.diagnose.places import place_of_difference
 from parity.diagnose.recorded_ops import from_data

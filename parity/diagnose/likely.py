@@ -49,7 +49,7 @@ def likely_causes(
     told = judged.logic or (nearest is not None and nearest.explains) or (place is not None and bool(place.dtypes))
     if not told:
         found += _precision(*dtypes)
-    return found[:3]
+    return list(dict.fromkeys(found))[:3]
 
 
 def _weights(weights: Sequence[WeightComparison]) -> list[str]:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from parity.diagnose.explained import Explained
-from parity.diagnose.signature import Found, HeldWeight, Seen, recognised
+from parity.diagnose.held import HeldWeights
+from parity.diagnose.signature import Found, Seen, recognised
 from parity.draws import Draw, aligned
 from parity.execution.passes import mask_of
 from parity.execution.tap import Tap
 from parity.numerics.verdict import Judged
-from parity.weights.load import WeightComparison, tensors_of
-from parity.weights.plan import KeyPlan
 
 
 def name_bugs(
@@ -52,58 +48,6 @@ def _found(explained: Explained, tap: Tap, draw: Draw, verdict: Judged, held: He
         place=explained.places.get(tap.name),
         weights=() if held is None else tuple(held.of(w) for w in explained.wrong.get(tap.name, ())),
     )
-
-
-class HeldWeights:
-    """Weights that are not what they should be, with what they should be; a key map is only read where there are such.
-
-    Args:
-        draw: the draw whose native's weights they are.
-    """
-
-    def __init__(self, draw: Draw) -> None:
-        self._session: Any = draw.session
-        self._draw = draw
-        self._known: dict[str, HeldWeight] = {}
-
-    def of(self, wrong: WeightComparison) -> HeldWeight:
-        """Return a wrong weight, with what it should be."""
-        name = wrong.native_key
-        if name not in self._known:
-            held = self._held[name]
-            expected = self._plan.native_tensor(name, self._source).to(held.device)
-            self._known[name] = HeldWeight(name, held, expected, wrong.swapped_with or self._elsewhere(name, held))
-        return self._known[name]
-
-    def _elsewhere(self, name: str, held: Tensor) -> str | None:
-        """Name the tensor of another block whose values a weight holds."""
-        others = (k for k in self._held if k != name and _numberless(k) == _numberless(name))
-        return next((k for k in others if self._is(k, held)), None)
-
-    def _is(self, name: str, held: Tensor) -> bool:
-        value = self._plan.native_tensor(name, self._source)
-        return value.shape == held.shape and torch.equal(value.to(held.device, held.dtype), held)
-
-    @cached_property
-    def _held(self) -> dict[str, Tensor]:
-        return tensors_of(self._session.native.model)
-
-    @cached_property
-    def _source(self) -> Mapping[str, Tensor]:
-        source: Mapping[str, Tensor] = self._session.reference_tensors
-        return source
-
-    @cached_property
-    def _plan(self) -> KeyPlan:
-        key_map = self._session.pair.key_map(self._session.build)
-        plan: KeyPlan = key_map.plan(
-            {k: v.shape for k, v in self._source.items()}, {k: v.shape for k, v in self._held.items()}
-        )
-        return plan
-
-
-def _numberless(key: str) -> str:
-    return re.sub(r"(?<=\.)\d+(?=\.)", "#", key)
 
 
 def _seen(draw: Draw, tap: Tap, taps: Sequence[Tap], found: Found) -> Seen:

@@ -15,18 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from parity.diagnose.adapter_repairs import adapted
 from parity.diagnose.forwards import Enough
-from parity.diagnose.inserts import adapted, inserted, instead, masked, never_run, turned
-from parity.diagnose.repairs import (
-    bias_changes,
-    factor_changes,
-    found_factor,
-    line_changes,
-    op_changes,
-    slice_changes,
-    split_changes,
-)
-from parity.diagnose.segment import Segment, by_line
+from parity.diagnose.inserts import inserted, instead, masked, never_run, turned
+from parity.diagnose.part_repairs import changes_of_parts, factor_changes, found_factor
+from parity.diagnose.repairs import changes_of_ops
+from parity.diagnose.segment import Segment
 from parity.diagnose.side_ops import SideOps
 from parity.diagnose.weight_repairs import exchanged_modules, other_forms, parameter_changes
 from parity.draws import aligned
@@ -156,7 +150,7 @@ class RepairShop:
         yield from self._of_ops(tap, segment)
         # Weights that are what the key map says: the key map may be wrong.
         yield from exchanged_modules(right, segment.held)
-        yield from _op_changes(segment, generic=True)
+        yield from changes_of_ops(segment, generic=True)
         yield from other_forms(right, segment.held, tap.heads)
 
     def _of_ops(self, tap: Tap, segment: Segment) -> Iterable[Change]:
@@ -165,10 +159,10 @@ class RepairShop:
         # What a change rests on comes first: a norm that never runs, an op that few changes suit.
         yield from never_run(segment)
         yield from instead(segment)
-        yield from _op_changes(segment, generic=False)
+        yield from changes_of_ops(segment, generic=False)
         yield from masked(segment)
         yield from turned(segment)
-        yield from _part_changes(segment)
+        yield from changes_of_parts(segment)
         yield from self._gates(segment)
         yield from inserted(segment)
 
@@ -247,27 +241,6 @@ class RepairShop:
 def _bug_of(change: Change) -> str:
     """Name what a change undoes; a factor that is found to be -1 is a sign."""
     return "operand_sign" if change.bug == "number" and change.found == [-1.0] else change.bug
-
-
-def _op_changes(segment: Segment, generic: bool) -> Iterable[Change]:
-    """List the changes of the ops that differ: of all on one line together, then one by one."""
-    for alike in by_line(segment.suspects):
-        yield from line_changes(alike, segment, generic)
-        for op in alike:
-            yield from op_changes(op, segment, generic) if len(alike) > 1 else ()
-            yield from bias_changes(op, segment) if not generic else ()
-
-
-def _part_changes(segment: Segment) -> Iterable[Change]:
-    """List the orders in which the parts of tensors that are taken apart could have been meant."""
-    native, last = segment.native, max((op.op.number for op in segment.ops), default=0)
-    bug = "parts_order" if segment.tap.has_attention else "modulation_order"
-    splits = dict([(n, s) for n, s in native.splits.items() if n <= last][-4:])
-    # Two parts that are turned into each other: to exchange them is to turn the other way.
-    pairs = {n: s for n, s in splits.items() if s == ("unbind", 2) and any(map(segment.turns, segment.ops))}
-    yield from split_changes(pairs, "rope_direction")
-    yield from split_changes({n: s for n, s in splits.items() if n not in pairs}, bug)
-    yield from slice_changes([g for g in native.slices if len(g) > 1 and max(g) <= last][-4:], bug)
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,20 +11,15 @@ from torch import Tensor
 
 from parity.diagnose.calls import (
     another,
-    exchanged,
     exchanged_parts,
     negated,
     only,
-    remembered,
     reversed_parts,
     with_argument,
-    with_arguments,
-    with_factor,
-    with_found_factor,
     with_number,
     with_operand,
 )  # fmt: skip
-from parity.diagnose.segment import Segment
+from parity.diagnose.segment import Segment, by_line
 from parity.execution.changes import Call, Change, OpChange
 from parity.execution.op_values import OpValue
 
@@ -146,11 +141,20 @@ def _of_number(op: OpValue, segment: Segment) -> str:
     """Name what a wrong number in an op is."""
     if op.op.name in ("add", "sub") and 0 < op.scalars[0] < 1e-2:
         return "norm_eps"
+    if segment.makes_angles(op) and not segment.attends and _is_narrow(op, segment):
+        return "timestep_scale"
     if segment.makes_angles(op):
         return "rope_offset" if op.op.name in ("add", "sub") else "frequencies"
     if segment.scores(op) or (segment.attends and op.op.name in ("mul", "div") and segment.turns(op)):
         return "softmax_scale"
     return "number"
+
+
+def _is_narrow(op: OpValue, segment: Segment) -> bool:
+    """Say whether an op scales what angles are made of, before it is spread over frequencies."""
+    waves = [o.value.elements for o in segment.ops if o.op.name in ("cos", "sin") and o.value is not None]
+    scales = op.op.name in ("mul", "div") and op.value is not None
+    return bool(waves) and scales and op.value is not None and op.value.elements < min(waves)
 
 
 def _signed(op: OpValue, segment: Segment) -> str:
@@ -226,47 +230,10 @@ def _plus(bias: Tensor) -> Callable[[Any], Any]:
     return lambda out: out + bias.to(out.dtype)
 
 
-def slice_changes(groups: Iterable[Mapping[int, tuple[Any, ...]]], bug: str) -> Iterator[Change]:
-    """Exchange two slices of one shape of one tensor, in each group of such."""
-    for group in groups:
-        for (n, one), (m, other) in itertools.combinations(list(group.items())[:6], 2):
-            places = [list(group).index(k) for k in (n, m)]
-            ops = {k: OpChange("slice", with_arguments(v)) for k, v in ((n, other), (m, one))}
-            yield Change(f"parts {places[0]} and {places[1]} of {len(group)} exchanged", (), ops, bug=bug)
-
-
-def found_factor(op: OpValue, wanted: Tensor, line: str, bug: str) -> Change:
-    """Multiply the second operand of a segment's last addition by the number that brings its sum to what is wanted.
-
-    Args:
-        op: the addition.
-        wanted: its right value, exact.
-        line: of the op.
-        bug: what it is called.
-    """
-    found: list[float] = []
-    words = f"the second operand of `add` times {{0:.6g}} at {line}"
-    return Change(words, (), {op.op.number: OpChange("add", with_found_factor(wanted, found))}, found, bug)
-
-
-def factor_changes(additions: Sequence[OpValue], groups: Iterable[Mapping[int, Any]]) -> Iterator[Change]:
-    """Multiply an operand of an addition by a part of a tensor that was taken apart before: a gate left out."""
-    for group, op, place in itertools.product(groups, additions, (1, 0)):
-        for position, number in enumerate(list(group)[:6]):
-            if number >= op.op.number:
-                continue
-            held: list[Tensor] = []
-            part = OpChange("slice", result=remembered(held))
-            words = f"part {position} of {len(group)} times operand {place + 1} of `add` at {op.op.source}"
-            ops = {number: part, op.op.number: OpChange("add", with_factor(place, held))}
-            yield Change(words, (), ops, bug="gate_missing")
-
-
-def split_changes(splits: Mapping[int, tuple[str, int]], bug: str) -> Iterator[Change]:
-    """List the orders in which the parts of a tensor could have been meant: of each, then of all taken apart alike."""
-    alike = [{n: s for n, s in splits.items() if s == kind} for kind in dict.fromkeys(splits.values())]
-    for group in [*({n: s} for n, s in splits.items()), *(g for g in alike if len(g) > 1)]:
-        (name, count), *_ = group.values()
-        for i, k in itertools.combinations(range(min(count, 6)), 2):
-            words = f"parts {i} and {k} of {count} exchanged"
-            yield Change(words, (), {n: OpChange(name, result=exchanged(i, k)) for n in group}, bug=bug)
+def changes_of_ops(segment: Segment, generic: bool) -> Iterable[Change]:
+    """List the changes of the ops that differ: of all on one line together, then one by one."""
+    for alike in by_line(segment.suspects):
+        yield from line_changes(alike, segment, generic)
+        for op in alike:
+            yield from op_changes(op, segment, generic) if len(alike) > 1 else ()
+            yield from bias_changes(op, segment) if not generic else ()

@@ -14,7 +14,7 @@ from parity.diagnose.steps import Step, text_of
 from parity.execution.decisions import Decisions
 from parity.execution.hooks import TapHooks
 from parity.execution.op_values import OpShadow, OpValue
-from parity.execution.ops import numbers
+from parity.execution.ops import SourceLine, numbers
 from parity.execution.passes import OUTPUT, Restart
 from parity.execution.tap import Inputs, Tap
 from parity.live import LiveSide
@@ -32,6 +32,7 @@ class SideOps:
         matmul: torch's float32 matmul precision in the pass.
         splits: by number, views that take a tensor apart, and into how many.
         slices: groups of parts of one shape of one tensor: by number what is taken.
+        lines: where those views are, by number.
     """
 
     given: Mapping[int, OpValue]
@@ -40,6 +41,7 @@ class SideOps:
     matmul: str = ""
     splits: Mapping[int, tuple[str, int]] = field(default_factory=dict)
     slices: Sequence[Mapping[int, tuple[Any, ...]]] = ()
+    lines: Mapping[int, SourceLine] = field(default_factory=dict)
 
     def of(self, tap: str) -> list[OpValue]:
         """Return the ops a tap's value is made of, in order."""
@@ -109,4 +111,4 @@ def side_ops(live: LiveSide, draw: DrawOf, restart: Restart, decisions: Decision
         watched.run(draw.inputs, watching, shadow, sink=Nowhere())
     modules = {id(module): name for name, module in model.named_modules()}
     slices = [dict(group) for group in shadow.slices.values()]
-    return SideOps(shadow.given, shadow.log.trace.cones, modules, shadow.matmul, shadow.splits, slices)
+    return SideOps(shadow.given, shadow.log.trace.cones, modules, shadow.matmul, shadow.splits, slices, shadow.lines)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from parity.execution.memory import leaves
-from parity.execution.ops import Op, OpLog, memory_of
-from parity.execution.rules import rule_of
+from parity.execution.ops import Op, OpLog, SourceLine, memory_of, source_line
+from parity.execution.rules import Rule, rule_of
 from parity.execution.shadow import Shadow
 from parity.execution.storage import bits, is_float
 
@@ -98,8 +98,8 @@ class OpShadow(Shadow):
 
     Attributes:
         log: the ops. given: by op number, what it gave. splits: by number, views that take a tensor apart, and into
-            how many. slices: parts of one shape of one tensor, by number what is taken. matmul: torch's float32
-            matmul precision in the pass.
+            how many. slices: parts of one shape of one tensor, by number what is taken. lines: where those views
+            are, by number. matmul: torch's float32 matmul precision in the pass.
     """
 
     def __init__(self, **others: Any) -> None:
@@ -109,8 +109,10 @@ class OpShadow(Shadow):
         self.matmul = ""
         self._count = 0
         self._names: dict[int, str] = {}
+        self._copies: set[int] = set()
         self.splits: dict[int, tuple[str, int]] = {}
         self.slices: dict[tuple[Any, ...], dict[int, tuple[Any, ...]]] = {}
+        self.lines: dict[int, SourceLine] = {}
 
     def name_parameters(self, named: Iterable[tuple[str, Tensor]]) -> None:
         """Name parameters, for ops that read them."""
@@ -128,16 +130,31 @@ class OpShadow(Shadow):
         read = () if rule.view else tuple(self._read(args, kwargs))
         weights = self._weights(args, kwargs)
         out = super().__torch_dispatch__(func, types, args, kwargs)
+        self._name_copy(rule, weights, out)
         if rule.short in SPLITS and isinstance(out, (list, tuple)):
             self.splits[number] = rule.short, len(out)
+            self.lines[number] = source_line()[0]
         if rule.short == "slice" and len(args) > 2:
             key = (self.log.after, memory_of(args[0]), args[0].storage_offset(), args[0].shape, args[1], out.shape)
             self.slices.setdefault(key, {})[number] = tuple(args[1:])
+            self.lines[number] = source_line()[0]
         made = self.log.note(number, rule, bits_in, args, kwargs, out)
         if made is not None:
             scalars = tuple(float(a) for a in args if isinstance(a, (int, float)) and not isinstance(a, bool))
             self.given[number] = self._described(number, read, weights, scalars, made)
         return out
+
+    def _name_copy(self, rule: Rule, weights: tuple[str, ...], out: Any) -> None:
+        """Name a parameter's cast copy as the parameter; memory that is used again loses that name."""
+        if rule.view or not isinstance(out, Tensor):
+            return
+        place = memory_of(out)
+        if rule.cast and len(weights) == 1:
+            self._copies.add(place)
+            self._names[place] = weights[0]
+        elif place in self._copies:
+            self._copies.discard(place)
+            self._names.pop(place, None)
 
     def _read(self, args: Any, kwargs: Any) -> Iterable[tuple[Fingerprint | None, int]]:
         for t in leaves((args, kwargs)):

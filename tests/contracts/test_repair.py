@@ -45,7 +45,7 @@ NAMED = [
     ("rope_q_offset", "no 1 in `add`"),
     ("rope_axes", "parts 1 and 2 of `cat` exchanged"),
     ("rope_halves", "the channels of each head paired as neighbours"),
-    ("q_norm_missing", "blocks.0.self_attn.q_norm behind `addmm`"),
+    ("q_norm_missing", "blocks.0.self_attn.q_norm behind `"),
     ("text_mask_ignored", "the mask `text_mask` on the keys"),
     ("softmax_scale", "the softmax scale head_dim^-0.5"),
     ("gate_omitted", "part 2 of 6 times operand 2 of `add`"),

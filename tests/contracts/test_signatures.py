@@ -100,10 +100,10 @@ def test_equal_values_have_none() -> None:
     assert recognised(Seen(value + 1e-15, value, {"before": value.clone()})) == []
 
 
-def test_another_function_has_none() -> None:
+def test_another_function_is_named_by_its_repair() -> None:
     session = PairSession(edited(tiny_pair(), gelu_erf), Build(dtype=torch.float32))
     result = run_state(session, False, Options(singles=0))
-    assert result.explained.signatures == {}
+    assert result.explained.signatures["block1.act"][0][0] == "gelu_form"
 
 
 def test_undefined_values_have_none() -> None:

@@ -17,8 +17,8 @@ def detect(seen: Seen) -> Words:
         return None
     for i, k in itertools.combinations(range(seen.reference.dim()), 2):
         if seen.holds(seen.reference.transpose(i, k).reshape(seen.reference.shape)):
-            return f"the numbers are the reference's, read along axis {k} before axis {i}"
-    return "the numbers are the reference's, in another order"
+            return f"the values are the reference's, read along axis {k} before axis {i}"
+    return "the values are the reference's, in another order"
 
 
 def plant(value: Tensor, upstream: Tensor) -> Tensor:
