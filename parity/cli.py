@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import parity
-from parity.commands import debug_lora, lora, new, record, run, weights
+from parity.commands import baseline, debug_lora, lora, new, record, run, weights
 from parity.commands.frame import JsonOption, PairsOption, emit, examples, reported
 from parity.doctor import as_records, examine, render_checks, worst
 from parity.inventory import describe_pair, find_project, render_pairs
@@ -67,6 +67,7 @@ app.command(hidden=True)(record.impact)
 app.add_typer(lora.app, name="lora")
 app.command("debug-lora", epilog=debug_lora.EPILOG)(debug_lora.debug_lora)
 app.add_typer(weights.app, name="weights")
+app.add_typer(baseline.app, name="baseline")
 app.command(epilog=new.EXAMPLES)(new.new)
 
 
