@@ -127,8 +127,8 @@ class ModelPair:
         dtypes: storage dtypes the pair is meant for, the first is the default.
         declared: taps whose known approximation is allowed, with the reason (logic is off there, and said).
         known: precision differences that are known and accepted, by tap or kind of tap, with the reason, or a `Known`
-            with owner and last day. A case that differs in precision there is an expected failure; a difference of logic
-            is never accepted this way.
+            with owner and last day. A case that differs in precision there is an expected failure; a difference of
+            logic is never accepted this way.
         draws: how many seeds are pooled by default.
         space: from a `Build` to what the inputs can vary; None: no drawn inputs.
         drawn: from a `Build` and the description of a drawn input to the inputs themselves; goes with `space`.

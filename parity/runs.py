@@ -32,6 +32,7 @@ class RunBook:
         self.cases: dict[str, dict[str, Any]] = {}
         self.states: dict[tuple[str, str], dict[str, Any]] = {}
         self.path: Path | None = None
+        self.gate: dict[str, Any] | None = None
         self._complete, self._selected = True, False
         self._begun: set[tuple[str, str]] = set()
         self._kept: str | None = None
@@ -78,7 +79,7 @@ class RunBook:
         """Return the run's record."""
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         states, cases = list(self.states.values()), list(self.cases.values())
-        return run_record(describe_environment(), states, cases, now, self._complete, self._selected)
+        return run_record(describe_environment(), states, cases, now, self._complete, self._selected, self.gate)
 
     def hold(self) -> None:
         """Take the right to write the record until `write` or `release`, so that two runs never take turns at it.

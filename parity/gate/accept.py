@@ -81,7 +81,8 @@ def _check_whole(record: Mapping[str, Any]) -> None:
     broken = [case for case in cases if case["outcome"] == "error"]
     if broken:
         why = str((broken[0]["reasons"] or ["no reason"])[0])
-        raise UsageError(f"{len(broken)} cases could not be run, first {broken[0]['id']}: {why}\nmend them, then accept")
+        what = f"{len(broken)} cases could not be run, first {broken[0]['id']}"
+        raise UsageError(f"{what}: {why}\nmend them, then accept")
 
 
 def _merged(old: AcceptedState | None, new: AcceptedState, selected: bool) -> AcceptedState:

@@ -154,7 +154,9 @@ def _maybe(value: Any) -> float | None:
     return None if value is None else _short(float(value))
 
 
-def accepted_state(state: Mapping[str, Any], cases: Sequence[Mapping[str, Any]], run: Mapping[str, Any]) -> AcceptedState:
+def accepted_state(
+    state: Mapping[str, Any], cases: Sequence[Mapping[str, Any]], run: Mapping[str, Any]
+) -> AcceptedState:
     """Return what a baseline keeps of a state's record and its cases."""
     around = run["environment"]
     return AcceptedState(

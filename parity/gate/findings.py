@@ -260,7 +260,7 @@ def _counted(
 
 
 def scopes_of(record: Mapping[str, Any], device: DeviceBaseline) -> dict[str, Scope]:
-    """Return what each pair of a record was run as; a pair of which nothing ran takes the one scope it was accepted in."""
+    """Return what each pair of a record was run as; one of which nothing ran takes a scope it was accepted in."""
     found = {str(s["pair"]): scope_of(s) for s in record["pairs"]}
     others: Sequence[Scope] = list(dict.fromkeys(found.values()))
     for pair in dict.fromkeys(str(c["pair"]) for c in record["cases"]):

@@ -9,7 +9,7 @@ from typing import Any
 from parity.gate.baseline import AcceptedCase
 
 _ONE_NUMBER = math.sqrt(1 / 2)
-"""Standard error of a log root mean square of one component: a structured difference is one number per draw of inputs."""
+"""Standard error of the log of one component's root mean square: a structured difference is one number per draw."""
 
 
 def worse(case: Mapping[str, Any], then: AcceptedCase, same_inputs: bool, limits: Mapping[str, Any]) -> str:
@@ -20,7 +20,9 @@ def worse(case: Mapping[str, Any], then: AcceptedCase, same_inputs: bool, limits
     those inputs make it, so the standard error is that of one component.
 
     Args:
-        case: the case's record. then: what was accepted. same_inputs: seed, draws and tokens are the same.
+        case: the case's record.
+        then: what was accepted.
+        same_inputs: seed, draws and tokens are the same.
         limits: those in force, as the state's record holds them.
     """
     if case["logic"] and not then.logic:

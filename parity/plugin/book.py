@@ -11,6 +11,7 @@ import pytest
 from parity.errors import RecordError
 from parity.plugin.cases import are_listed, case_of, state_of
 from parity.plugin.check import rerun_of, unjudged
+from parity.plugin.gate import gate_of
 from parity.plugin.partial import Selection
 from parity.report.terminal import render_run
 from parity.report.wording import error_text
@@ -103,9 +104,11 @@ class Bookkeeper:
             self._release()
             return
         stopped = bool(session.shouldstop or session.shouldfail or self._crashed)
+        complete = exitstatus in (0, 1) and not stopped
         try:
+            self._hold_against_baseline(complete)
             if not self._problems:
-                self._write(complete=exitstatus in (0, 1) and not stopped)
+                self._write(complete)
         except KeyboardInterrupt:  # put off until the record was written
             exitstatus = session.exitstatus = pytest.ExitCode.INTERRUPTED
         finally:
@@ -115,8 +118,19 @@ class Bookkeeper:
         required = self._config.getoption("--parity-require")
         missed = [name for name in required if not self._book.judged_of(name)]
         self._problems += [f"{name} is required and no case of it was judged" for name in missed]
+        gate = self._book.gate
+        if gate is not None and not gate["passed"]:
+            count = sum(f["fails"] for f in gate["findings"])
+            self._problems.append(f"the gate failed: {count} findings against {gate['baseline']}")
         if self._problems and exitstatus == 0:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _hold_against_baseline(self, complete: bool) -> None:
+        """Note what the gate says of the whole run; one that was cut short lacks cases for a reason of its own."""
+        gate = gate_of(self._config)
+        if gate is not None and complete:
+            gated = gate.run(self._book.record(), self._selection)
+            self._book.gate = gate.said(gated)
 
     def _release(self) -> None:
         if self._kept is not None:

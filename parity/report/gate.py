@@ -9,7 +9,7 @@ from typing import Any
 from parity.gate.baseline import Baseline
 
 _WORDS = {
-    "new": "new difference", "worse": "worse", "not judged": "not judged any more", "missing": "missing",
+    "new": "new difference", "worse": "worse", "not judged": "not judged any more", "missing": "missing case",
     "unmatched": "matches nothing", "expired": "expired", "lost exact": "bit-exact lost", "gone": "mended",
     "amber": "amber", "unlisted": "no baseline yet",
 }  # fmt: skip

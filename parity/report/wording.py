@@ -18,6 +18,32 @@ def failure_text(case: Mapping[str, Any], rerun: str) -> str:
     return "\n".join(lines)
 
 
+def gated_text(case: Mapping[str, Any], said: str, rerun: str) -> str:
+    """Word a case that fails for what the gate says of it: that, the numbers, where it is, why, how to rerun."""
+    lines = [f"{case['id']}: {said}"]
+    if case["metrics"]:
+        lines += [f"  {numbers(case)}", f"  {start(case)}"]
+    if case["likely"]:
+        lines.append(f"  likely: {'; '.join(case['likely'])}")
+    return "\n".join([*lines, f"  rerun: {rerun}"])
+
+
+def properties_of(case: Mapping[str, Any], said: str = "") -> list[tuple[str, str]]:
+    """Return what a test report keeps of a case: verdict, the three numbers, the finding."""
+    excess = case["rounding_excess"].get(case["shown_by"]) or case["rounding_excess"].get("identity") or {}
+    held = {
+        "verdict": case["verdict"], "logic_error": case["logic_error"], "rounding_excess": excess.get("ratio"),
+        "rounding_excess_se": excess.get("se"), "impact": case["impact"], "drift": case["drift"],
+        "native_path": case["native_path"], "known": case["known"], "gate": said or None,
+        "finding": "; ".join(case["likely"] or case["reasons"]) or None,
+    }  # fmt: skip
+    return [(f"parity_{name}", _shown(value)) for name, value in held.items() if value is not None]
+
+
+def _shown(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def error_text(case: Mapping[str, Any], rerun: str) -> str:
     """Word a case whose pair or state could not be run: what was raised, and how to rerun."""
     first, *more = case["reasons"] or ["no reason was given"]
