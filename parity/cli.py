@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import parity
-from parity.commands import baseline, debug_lora, lora, new, record, run, weights
+from parity.commands import baseline, debug_lora, lora, new, record, run, summary, weights
 from parity.commands.frame import JsonOption, PairsOption, emit, examples, reported
 from parity.doctor import as_records, examine, render_checks, worst
 from parity.inventory import describe_pair, find_project, render_pairs
@@ -69,6 +69,7 @@ app.command("debug-lora", epilog=debug_lora.EPILOG)(debug_lora.debug_lora)
 app.add_typer(weights.app, name="weights")
 app.add_typer(baseline.app, name="baseline")
 app.command(epilog=new.EXAMPLES)(new.new)
+app.command(epilog=summary.EPILOG)(summary.summary)
 
 
 __all__ = ["app", "main"]

@@ -115,7 +115,7 @@ def _of_different(
 ) -> tuple[dict[str, Any], list[GateFinding]]:  # fmt: skip
     by_pair = case["outcome"] == "known" and case.get("known_from") != "baseline"
     if suppression is None and not by_pair:
-        return _judged(case, [GateFinding("new", case["id"], "new difference: the baseline does not know it", True)])
+        return _judged(case, [GateFinding("new", case["id"], "new: the baseline does not know this difference", True)])
     if suppression is not None and not by_pair:
         if suppression.known.expired(terms.today):
             text = f"the known difference expired: {suppression.known.worded()}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from parity.gate.baseline import Baseline
@@ -23,22 +23,23 @@ def printable(text: object) -> str:
 
 
 def gate_lines(gate: Mapping[str, Any], width: int = 80) -> list[str]:
-    """Word what the gate says, failures first, each kind once with the first of its cases."""
-    kinds: dict[tuple[bool, str], list[Mapping[str, Any]]] = {}
-    for found in gate["findings"]:
-        kinds.setdefault((not found["fails"], found["kind"]), []).append(found)
-    lines = []
-    for (told, kind), found in sorted(kinds.items()):
-        head = f"{'note' if told else 'FAIL'}  {_WORDS.get(kind, kind)}: {len(found)}"
-        lines += [printable(head)]
-        for one in found[:_SHOWN]:
-            text = f"{one['id']}: {one['text']}"
-            lines += textwrap.wrap(
-                printable(text), width, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
-            )
-        if len(found) > _SHOWN:
-            lines.append(f"  and {len(found) - _SHOWN} more, in the record")
+    """Word what the gate says, failures first, each thing once with the first of its cases."""
+    lines: list[str] = []
+    for (told, kind, text), ids in grouped(gate["findings"]).items():
+        head = f"{'note' if told else 'FAIL'}  {_WORDS.get(kind, kind)}: {len(ids)}, {text}"
+        lines += textwrap.wrap(printable(head), width, subsequent_indent="      ", break_on_hyphens=False)
+        lines += [f"      {printable(id)}" for id in ids[:_SHOWN]]
+        if len(ids) > _SHOWN:
+            lines.append(f"      and {len(ids) - _SHOWN} more, in the record")
     return lines
+
+
+def grouped(findings: Sequence[Mapping[str, Any]]) -> dict[tuple[bool, str, str], list[str]]:
+    """Return the ids of findings by whether they are only told, kind and text; failures first."""
+    groups: dict[tuple[bool, str, str], list[str]] = {}
+    for found in sorted(findings, key=lambda f: not f["fails"]):
+        groups.setdefault((not found["fails"], str(found["kind"]), str(found["text"])), []).append(str(found["id"]))
+    return groups
 
 
 def render_gate(gate: Mapping[str, Any], width: int = 80) -> str:

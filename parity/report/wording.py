@@ -20,7 +20,8 @@ def failure_text(case: Mapping[str, Any], rerun: str) -> str:
 
 def gated_text(case: Mapping[str, Any], said: str, rerun: str) -> str:
     """Word a case that fails for what the gate says of it: that, the numbers, where it is, why, how to rerun."""
-    lines = [f"{case['id']}: {said}"]
+    different = str(case["verdict"]).startswith("different")
+    lines = [f"{case['id']}: {headline(case)}; {said}" if different else f"{case['id']}: {said}"]
     if case["metrics"]:
         lines += [f"  {numbers(case)}", f"  {start(case)}"]
     if case["likely"]:

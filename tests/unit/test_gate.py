@@ -39,8 +39,8 @@ Record = dict[str, Any]
 
 @cache
 def _run(edit: str, seed: int) -> str:
-    pair = edited(tiny_pair("tiny"), EDITS[edit])
-    engine = Engine({"tiny": pair}, Settings(options=Options(seed=seed)))
+    pair = edited(tiny_pair("tiny", lora=None), EDITS[edit])
+    engine = Engine({"tiny": pair}, Settings(options=Options(seed=seed, explain=False)))
     cases = all_cases([(pair, Build())])
     states = {(c.pair, c.state): engine.state_record(c) for c in cases}
     found = [engine.case_record(c) for c in cases]
@@ -72,7 +72,7 @@ def case_of(record: Record, id: str) -> Record:
 def test_the_run_that_was_accepted_passes() -> None:
     found = gate(run(), baseline_of(run()))
     assert (found["passed"], found["findings"]) == (True, [])
-    assert [(s["judged"], s["baseline_judged"]) for s in found["states"]] == [(15, 15), (15, 15)]
+    assert [(s["judged"], s["baseline_judged"]) for s in found["states"]] == [(15, 15)]
 
 
 @pytest.mark.parametrize("edit", ["drowned", "felt", "logic"])
@@ -93,8 +93,8 @@ def test_a_difference_needs_a_reason_to_be_accepted_and_is_known_then(edit: str)
 
 def test_a_known_difference_on_other_inputs_is_no_worse() -> None:
     accepted = baseline_of(run("felt"), KNOWN)
-    for seed in (1, 2, 3):
-        assert not [f for f in gate(run("felt", seed), accepted)["findings"] if f["kind"] == "worse"]
+    found = gate(run("felt", 1), accepted)["findings"]
+    assert not [f for f in found if f["kind"] == "worse"]
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.05, 3.0])
@@ -166,8 +166,8 @@ def test_a_selection_misses_nothing_unless_the_cases_are_gone() -> None:
     left_out = ids - {c["id"] for c in kept}
     scopes = scopes_of(record, device)
     assert not judge_run(record, device, Terms(DAY), scopes, ids, left_out).findings
-    without = judge_run(record, device, Terms(DAY), scopes, ids - {"tiny-final_output-lora_on"}, left_out)
-    assert [(f.kind, f.id) for f in without.findings] == [("missing", "tiny-final_output-lora_on")]
+    without = judge_run(record, device, Terms(DAY), scopes, ids - {"tiny-final_output-lora_off"}, left_out)
+    assert [(f.kind, f.id) for f in without.findings] == [("missing", "tiny-final_output-lora_off")]
 
 
 def test_an_amber_tap_is_told_unless_it_moved() -> None:
@@ -253,6 +253,11 @@ def _hostile(path: Path) -> None:
     write_record(path, {"devices": {"cpu": {"states": [{"pair": 3}], "known": "x"}}}, BASELINE)
 
 
+def _folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing": (lambda path: path.unlink(), "No such file"),
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:300]), "truncated"),
@@ -261,7 +266,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "newer": (lambda path: path.write_text(path.read_text().replace('version": 1', 'version": 2', 1)), "newer"),
     "hostile": (_hostile, "does not fit"),
     "deep": (lambda path: path.write_text("[" * 100_000), "truncated or no JSON"),
-    "a folder": (lambda path: (path.unlink(), path.mkdir()), "no regular file"),
+    "a folder": (_folder, "no regular file"),
 }
 
 
