@@ -101,8 +101,8 @@ def table(runs: list[Gated]) -> str:
     lines = [
         "# The gate on a healthy pair",
         "",
-        f"{len(runs)} runs of the bundled pair in one process, each on inputs of another seed, held against the accepted",
-        f"state of seed 0 ({cases} cases judged, {sum(s['baseline_bit_exact'] for s in states)} of them bit-exact).",
+        f"{len(runs)} runs of the bundled pair in one process, each on inputs of another seed, held against the",
+        f"accepted state of seed 0 ({cases} cases judged, {sum(s['baseline_bit_exact'] for s in states)} of them bit-exact).",
         f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads.",
         "Made by `python benchmarks/bench_gate.py`.",
         "",

@@ -22,6 +22,7 @@ from parity.commands.frame import (
     DtypeOption,
     JsonOption,
     LoraOption,
+    PairArgument,
     PairsOption,
     SeedOption,
     SizeOption,
@@ -59,7 +60,7 @@ COMPARE_EPILOG = examples(
 
 
 def run(
-    pair: Annotated[str, typer.Argument(help="The pair's name, as `parity pairs` lists it.")],
+    pair: PairArgument,
     folders: PairsOption = None,
     dtype: DtypeOption = None,
     size: SizeOption = None,

@@ -14,6 +14,9 @@ from parity.report.wording import failure_text
 MOST_BYTES = 1_000_000
 """Below the 1 MiB that both services cut off at."""
 _RANK = ("failed", "error", "warned", "known", "not judged", "skipped", "passed")
+_COLUMNS = (
+    "outcome", "pair", "component", "cases", "states", "logic_error", "rounding_excess", "impact", "finding", "first",
+)  # fmt: skip
 _LONGEST = 300
 """Characters of one text in a cell."""
 _DETAILED = 20
@@ -134,8 +137,8 @@ def _worst(values: Iterable[float | None]) -> str:
 
 def _table(rows: Sequence[Row]) -> Iterator[str]:
     if rows:
-        yield "| outcome | pair | component | cases | states | logic_error | rounding_excess | impact | finding | first |"
-        yield "|---|---|---|---|---|---|---|---|---|---|"
+        yield f"| {' | '.join(_COLUMNS)} |"
+        yield f"|{'---|' * len(_COLUMNS)}"
         yield from (row for _, _, row in rows)
         yield ""
 

@@ -74,7 +74,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "__main__": BASE | {"cli"},
     "commands": RUN | RECORDED | SERVICES | {"captured", "four", "propagation", "scaffold", "selection"},
     "inventory": DATA | {"discover", "io"},
-    "doctor": BASE | {"environment", "pair", "discover", "inventory"},
+    "doctor": BASE | {"environment", "pair", "discover", "gate", "inventory"},
     "plugin": RUN | RECORDED | SERVICES | {"propagation"} | {"strategies"},
     "cli": RUN | RECORDED | SERVICES | {"commands", "doctor", "selection"},
     "scaffold": DATA,
