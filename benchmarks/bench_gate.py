@@ -97,12 +97,13 @@ def table(runs: list[Gated]) -> str:
     failed = [run for run in runs if run.code]
     kinds = Counter(found["kind"] for run in runs for found in run.gate["findings"])
     states = runs[0].gate["states"]
+    exact = sum(int(state["baseline_bit_exact"]) for state in states)
     cases = sum(int(state["baseline_judged"]) for state in states)
     lines = [
         "# The gate on a healthy pair",
         "",
         f"{len(runs)} runs of the bundled pair in one process, each on inputs of another seed, held against the",
-        f"accepted state of seed 0 ({cases} cases judged, {sum(s['baseline_bit_exact'] for s in states)} of them bit-exact).",
+        f"accepted state of seed 0 ({cases} cases judged, {exact} of them bit-exact).",
         f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads.",
         "Made by `python benchmarks/bench_gate.py`.",
         "",

@@ -23,7 +23,7 @@ from parity.lora.values import rank_problems
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help=__doc__,
-    epilog=examples("parity lora inspect my_lora.safetensors", "parity lora check my_lora.safetensors --base model.safetensors"),
+    epilog=examples("parity lora inspect my_lora.safetensors", "parity lora check my_lora.safetensors --base dit"),
 )  # fmt: skip
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A LoRA file, or the folder of one.")]
