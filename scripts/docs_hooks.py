@@ -45,5 +45,5 @@ def _row(parameter: Any) -> str:
     if not text or getattr(parameter, "hidden", False):
         return ""
     option = parameter.param_type_name == "option"
-    names = ", ".join(f"`{name}`" for name in parameter.opts) if option else f"`{parameter.metavar or str(parameter.name).upper()}`"
-    return f"| {names} | {text.replace('|', '&#124;')} |"
+    names = parameter.opts if option else [parameter.metavar or str(parameter.name).upper()]
+    return f"| {', '.join(f'`{name}`' for name in names)} | {text.replace('|', '&#124;')} |"

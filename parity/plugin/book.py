@@ -102,6 +102,7 @@ class Bookkeeper:
         """Write the record; a run in which nothing was judged is an error."""
         if self._kept is None or self._is_empty:
             self._release()
+            self._miss_everything(session, exitstatus)
             return
         stopped = bool(session.shouldstop or session.shouldfail or self._crashed)
         complete = exitstatus in (0, 1) and not stopped
@@ -125,6 +126,18 @@ class Bookkeeper:
         if self._problems and exitstatus == 0:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
+    def _miss_everything(self, session: pytest.Session, exitstatus: int) -> None:
+        """Fail a run that was to gate and in which no case was: its tests may be gone. Other tests may run alone."""
+        config = self._config
+        meant = "parity" in config.option.markexpr or config.args_source is not pytest.Config.ArgsSource.ARGS
+        if exitstatus not in (0, 5) or config.option.collectonly or not meant:
+            return
+        gate = gate_of(config)
+        missed = [] if gate is None else gate.run({"pairs": [], "cases": []}, self._selection).findings
+        if any(found.fails for found in missed):
+            self._problems.append(f"the gate failed: no case was run, {len(missed)} are in the baseline")
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
     def _hold_against_baseline(self, complete: bool) -> None:
         """Note what the gate says of the whole run; one that was cut short lacks cases for a reason of its own."""
         gate = gate_of(self._config)
@@ -145,6 +158,8 @@ class Bookkeeper:
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Show the parity summary of the run."""
         if self._is_empty:
+            for problem in self._problems:
+                terminalreporter.write_line(f"parity: ERROR {problem}", red=True)
             return
         writer = terminalreporter._tw
         width = min(writer.fullwidth, 120)

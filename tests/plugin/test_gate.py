@@ -109,6 +109,11 @@ def test_tests_that_are_no_more_are_missed(accepted: Gate, project: Project) -> 
     run = project.run(*GATE)
     assert run.code == 1
     assert "judged in the baseline, not run" in " ".join(run.text.split())
+    project.suite = "def test_nothing():\n    pass\n"
+    run = project.run(*GATE)
+    assert run.code == 1
+    assert "the gate failed: no case was run, 10 are in the baseline" in run.text
+    assert project.run(*GATE, "test_suite.py").code == 0
 
 
 def test_a_worker_tells_what_it_left_out(accepted: Gate) -> None:
