@@ -57,7 +57,7 @@ COMMITS = (
     Commit("Project q, k and v in one matmul", NUMERICS, "fused_qkv: bool = False", "fused_qkv: bool = True", True,
            ("Parity: ",)),
     Commit("Simplify the modulation", MODEL, "6 * width, how, wide=how.adaln_fp32", "6 * width, how, wide=False", False,
-           ("the baseline does not know this difference", "bit-exact with the native", "longcat_native", "bfloat16")),
+           ("the baseline does not know this difference", "bit-exact with the native", "native_kernels", "bfloat16")),
     Commit("Keep the final modulation in float32", MODEL, KNOWN.after, KNOWN.before, True,
            ("a known difference is gone", "parity baseline accept")),
 )  # fmt: skip

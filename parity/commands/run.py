@@ -39,7 +39,7 @@ from parity.propagation import Interpreter, propagate
 from parity.references import ReferenceSources, recorded_build, recordings, states_of
 from parity.report.record import unjudged_record
 from parity.report.terminal import render_run
-from parity.report.wording import failure_text
+from parity.report.wording import failure_text, fitted
 from parity.run import Options
 from parity.runs import RunBook
 from parity.selection import select
@@ -156,7 +156,7 @@ def _rendered(book: RunBook, words: str) -> str:
     parts = [render_run(record, width=width, color=_colored()).rstrip()] if book.cases else []
     for case in record["cases"]:
         if case["outcome"] in ("failed", "warned"):
-            parts.append(failure_text(case, f'{words} -k "{case["id"]}"'))
+            parts.append(fitted(failure_text(case, f'{words} -k "{case["id"]}"'), width))
     return "\n\n".join([*parts, "\n".join(f"record: {line}" for line in book.told())])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,18 @@ def failure_text(case: Mapping[str, Any], rerun: str) -> str:
     if case["likely"]:
         lines.append(f"  likely: {'; '.join(case['likely'])}")
     lines.append(f"  rerun: {rerun}")
+    return "\n".join(lines)
+
+
+def fitted(text: str, width: int) -> str:
+    """Return words of a case in lines of at most `width` columns; how to rerun is left whole, to be copied."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        indent = " " * (len(line) - len(line.lstrip()) + 4)
+        whole = line.lstrip().startswith("rerun:")
+        lines += [line] if whole else textwrap.wrap(
+            line, max(width, 40), subsequent_indent=indent, break_on_hyphens=False, drop_whitespace=True
+        )  # fmt: skip
     return "\n".join(lines)
 
 
