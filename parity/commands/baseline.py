@@ -32,7 +32,7 @@ BaselineOption = Annotated[Path, typer.Option("--baseline", "-b", metavar="FILE"
     "accept",
     epilog=examples(
         "parity baseline accept reports/parity.json",
-        'parity baseline accept reports/parity.json -o gpu.json --reason "saves memory" --owner ada '
+        'parity baseline accept reports/parity.json -o gpu.json --reason "saves memory" --owner maintainers '
         "--expires 2027-01-31",
     ),
 )

@@ -12,17 +12,18 @@ from typer.testing import CliRunner, Result
 
 from fixtures.project import Project, Run
 from parity.cli import app
-from parity.io.baselines import read_baseline
+from parity.io.baselines import change_baseline, read_baseline
+from parity.io.records import write_record
 
 HEALTHY = "PAIR = tiny_pair('port', depth=1, lora=None)"
 DROWNED = "PAIR = edited(tiny_pair('port', depth=1, lora=None), sinusoid_low)"
 KNOWN_UNTIL = (
     "from parity.known import Known\n"
     "PAIR = replace(edited(tiny_pair('port', depth=1, lora=None), sinusoid_low),"
-    " known=lambda build: {{'sinusoid': Known('memory', 'ada', '{day}')}})"
+    " known=lambda build: {{'sinusoid': Known('memory', 'maintainers', '{day}')}})"
 )
 GATE = ("-q", "--parity-baseline", "baseline.json")
-SAID = ("--reason", "the port saves memory", "--owner", "ada", "--expires", "2999-01-31")
+SAID = ("--reason", "the port saves memory", "--owner", "maintainers", "--expires", "2999-01-31")
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_a_known_difference_is_an_expected_failure(accepted: Gate) -> None:
     run = accepted(DROWNED, DROWNED, "-rx", said=SAID)
     assert run.code == 0
     assert run.result.parseoutcomes() == {"passed": 9, "xfailed": 1}
-    assert "known difference: the port saves memory (owner ada, until 2999-01-31)" in run.text
+    assert "known difference: the port saves memory (owner maintainers, until 2999-01-31)" in run.text
 
 
 def test_a_mended_difference_is_told(accepted: Gate) -> None:
@@ -149,7 +150,7 @@ def test_a_pairs_own_known_difference_expires(project: Project) -> None:
     project.pair("port", KNOWN_UNTIL.format(day="2020-01-01"))
     run = project.run("-q")
     assert run.cases("warned") == ["port-sinusoid-lora_off"]
-    assert "no longer accepted: sinusoid: memory (owner ada, until 2020-01-01)" in " ".join(run.text.split())
+    assert "no longer accepted: sinusoid: memory (owner maintainers, until 2020-01-01)" in " ".join(run.text.split())
 
 
 def test_a_junit_file_holds_the_numbers_and_the_finding(accepted: Gate, project: Project) -> None:
@@ -174,7 +175,7 @@ def test_check_says_what_the_gate_says(accepted: Gate, cli: Callable[..., Result
     assert cli("baseline", "accept", "reports/parity.json", "-o", "baseline.json", *SAID).exit_code == 0
     assert cli("baseline", "check", "reports/parity.json", "-b", "baseline.json").exit_code == 0
     shown = cli("baseline", "show", "-b", "baseline.json").stdout
-    assert "known, precision, 1 cases: the port saves memory (owner ada, until 2999-01-31)" in shown
+    assert "known, precision, 1 cases: the port saves memory (owner maintainers, until 2999-01-31)" in shown
     assert len(read_baseline("baseline.json").devices) == 1
 
 
@@ -190,3 +191,13 @@ def test_half_a_reason_is_none(cli: Callable[..., Result], words: tuple[str, ...
     result = cli("baseline", "accept", "reports/parity.json", *words)
     assert result.exit_code == 2
     assert said in result.stderr
+
+
+@pytest.mark.parametrize("words", [("summary",), ("baseline", "check"), ("baseline", "accept")])
+def test_a_record_of_another_shape_is_named_as_that(cli: Callable[..., Result], words: tuple[str, ...]) -> None:
+    change_baseline("parity_baseline.json", lambda before: before)
+    write_record("foreign.json", {"cases": [{"id": 3}], "complete": True, "pairs": 7})
+    result = cli(*words, "foreign.json")
+    assert result.exit_code == 2
+    assert "foreign.json is no parity record of this project" in result.stderr
+    assert "Traceback" not in result.output

@@ -30,7 +30,7 @@ from parity.run import Options
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DAY = "2026-06-01"
-KNOWN = Known("the port saves memory", "ada", "2026-12-31")
+KNOWN = Known("the port saves memory", "maintainers", "2026-12-31")
 EDITS: dict[str, Any] = {
     "healthy": lambda model: None, "drowned": sinusoid_low, "felt": down_rounded_twice, "logic": gelu_erf,
 }  # fmt: skip
@@ -302,7 +302,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_words_of_a_file_do_not_reach_the_terminal_as_control_characters() -> None:
-    accepted = baseline_of(run("drowned"), Known("\033[2Jgone\n::error::", "ada", "2026-12-31"))
+    accepted = baseline_of(run("drowned"), Known("\033[2Jgone\n::error::", "maintainers", "2026-12-31"))
     texts = [render_baseline(accepted, DAY), render_gate(gate(run(), accepted))]
     assert all("\033" not in text and "\n::error::" not in text for text in texts)
 
@@ -316,7 +316,7 @@ def test_device_kinds() -> None:
 @pytest.mark.parametrize("day", ["2026-13-01", "tomorrow", "20260101", "2026-1-1"])
 def test_a_day_is_a_day(day: str) -> None:
     with pytest.raises(UsageError, match="YYYY-MM-DD"):
-        Known("why", "ada", day)
+        Known("why", "maintainers", day)
 
 
 def test_the_gate_changes_copies_only() -> None:
