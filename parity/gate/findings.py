@@ -154,7 +154,7 @@ def _of_equal(
 
 def judge_run(
     record: Mapping[str, Any], device: DeviceBaseline, terms: Terms, scopes: Mapping[str, Scope],
-    existing: Collection[str] | None = None, left_out: Collection[str] = (),
+    existing: Collection[str] | None = None, left_out: Collection[str] = (), others: bool | None = False,
 ) -> Gated:  # fmt: skip
     """Hold a whole run against its baseline.
 
@@ -165,6 +165,8 @@ def judge_run(
         scopes: of each pair that was asked for, what it was run as.
         existing: ids of every case these pairs have now; None where it is not known.
         left_out: cases that exist and were not asked for.
+        others: pairs of the baseline that are not among these: True where every pair was asked for, so that they are
+            gone, which fails; False where that is not known, so that it is told; None where they were not asked for.
     """
     states = {(s["pair"], s["state"]): s for s in record["pairs"]}
     gated = Gated()
@@ -174,6 +176,7 @@ def judge_run(
         gated.cases.append(judged)
         gated.findings += found
     gated.findings += _missing(record, device, scopes, existing, left_out)
+    gated.findings += [] if others is None else _absent(device, scopes, others)
     gated.findings += _idle(record, device, scopes, existing)
     gated.findings += _of_pairs(states.values())
     gated.findings += _unlisted(record, device, scopes)
@@ -198,6 +201,14 @@ def _missing(
             text = "judged in the baseline, not run" if exists else "judged in the baseline, there is no such case now"
             found.append(GateFinding("missing", id, text, True))
     return found
+
+
+def _absent(device: DeviceBaseline, scopes: Mapping[str, Scope], fails: bool) -> list[GateFinding]:
+    """Find accepted states of pairs that are nowhere."""
+    text = "judged in the baseline, there is no such pair now" if fails else "in the baseline, not in this record"
+    states = (state for state in device.states.values() if state.pair not in scopes and state.count("judged"))
+    ids = dict.fromkeys(f"{state.pair}-{state.state}" for state in states)
+    return [GateFinding("missing" if fails else "absent", id, text, fails) for id in ids]
 
 
 def _accepted(device: DeviceBaseline, scopes: Mapping[str, Scope]) -> Iterable[AcceptedState]:

@@ -95,4 +95,6 @@ class Gate:
 
         existing = {case.id for case in cases_of(self._config)}
         left_out = existing if selection.unlisted else selection.left_out
-        return judge_run(record, self.device, self.terms, self.scopes, existing, left_out)
+        option = self._config.getoption
+        others = None if option("--parity-pair") or option("--parity-pairs") else True
+        return judge_run(record, self.device, self.terms, self.scopes, existing, left_out, others)

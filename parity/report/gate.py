@@ -11,7 +11,7 @@ from parity.gate.baseline import Baseline
 _WORDS = {
     "new": "new difference", "worse": "worse", "not judged": "not judged any more", "missing": "missing case",
     "unmatched": "matches nothing", "expired": "expired", "lost exact": "bit-exact lost", "gone": "mended",
-    "amber": "amber", "unlisted": "no baseline yet",
+    "absent": "another pair", "amber": "amber", "unlisted": "no baseline yet",
 }  # fmt: skip
 _SHOWN = 5
 """Ids named of each kind; the record has all."""

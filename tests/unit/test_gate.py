@@ -199,7 +199,15 @@ def test_another_pair_is_not_in_the_baseline_yet() -> None:
     record = json.loads(json.dumps(run()).replace('"tiny', '"other'))
     found = gate(record, baseline_of(run()))
     assert found["passed"]
-    assert kinds(found) == {("unlisted", False)}
+    assert kinds(found) == {("unlisted", False), ("absent", False)}
+
+
+@pytest.mark.parametrize(("others", "said"), [(True, {("missing", True)}), (False, {("absent", False)}), (None, set())])
+def test_a_pair_that_is_gone_is_missed_where_every_pair_was_asked_for(others: bool | None, said: set[Any]) -> None:
+    other = json.loads(json.dumps(run()).replace('"tiny', '"other'))
+    (device,) = accept(baseline_of(run()), other, Acceptance(), DAY).baseline.devices.values()
+    found = judge_run(run(), device, Terms(DAY), scopes_of(run(), device), others=others).as_dict("b.json", "cpu")
+    assert kinds(found) == said
 
 
 def test_runs_of_several_pairs_make_one_baseline() -> None:
