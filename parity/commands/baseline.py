@@ -10,8 +10,10 @@ import typer
 from parity.commands.frame import JsonOption, emit, examples, reported
 from parity.errors import UsageError
 from parity.gate.accept import Acceptance, Accepted, accept, device_of
-from parity.gate.baseline import Baseline, to_plain
-from parity.gate.findings import Gated, Terms, judge_run, scopes_of
+from parity.gate.baseline import Baseline
+from parity.gate.findings import Gated, Terms
+from parity.gate.plain import to_plain
+from parity.gate.whole import judge_run, scopes_of
 from parity.io.baselines import change_baseline, read_baseline
 from parity.io.records import RECORD, as_written, read_record
 from parity.known import Known, checked_day, today

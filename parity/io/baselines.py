@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from parity.errors import RecordError
-from parity.gate.baseline import Baseline, from_plain, to_plain
+from parity.gate.baseline import Baseline
+from parity.gate.plain import from_plain, to_plain
 from parity.io.atomic import locked
 from parity.io.records import Kind, as_written, read_record, write_record
 

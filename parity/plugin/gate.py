@@ -91,7 +91,7 @@ class Gate:
 
     def run(self, record: Mapping[str, Any], selection: Selection) -> Gated:
         """Hold the run against the baseline."""
-        from parity.gate.findings import judge_run
+        from parity.gate.whole import judge_run
 
         existing = {case.id for case in cases_of(self._config)}
         left_out = existing if selection.unlisted else selection.left_out

@@ -17,8 +17,10 @@ from parity.engine import Engine, Settings
 from parity.environment import describe_environment
 from parity.errors import RecordError, UsageError
 from parity.gate.accept import Acceptance, accept
-from parity.gate.baseline import Baseline, device_kind, from_plain, to_plain
-from parity.gate.findings import Terms, judge_run, scopes_of
+from parity.gate.baseline import Baseline, device_kind
+from parity.gate.findings import Terms
+from parity.gate.plain import from_plain, to_plain
+from parity.gate.whole import judge_run, scopes_of
 from parity.io.atomic import locked
 from parity.io.baselines import BASELINE, change_baseline, read_baseline
 from parity.io.records import write_record
