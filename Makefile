@@ -11,7 +11,8 @@ PIP = $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check $
 
 .DEFAULT_GOAL := help
 .PHONY: help setup parity test lint third-party bench-shadow bench-stress bench-suite bench-lora bench-weights \
-  bench-detect bench-report find-the-bug report-images sample two-environments kill-and-resume method-table findings clean
+  bench-detect bench-report bench-gate find-the-bug report-images sample docs docs-check rehearsal two-environments \
+  kill-and-resume method-table findings clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +66,18 @@ bench-weights: $(READY) ## measure matching and verifying checkpoints; writes be
 
 bench-report: $(READY) ## measure size and opening time of a large report in this machine's browser
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_report.py $(ARGS)
+
+bench-gate: $(READY) ## gate the healthy bundled pair on 200 seeds; writes benchmarks/results/gate.md
+	PYTHONPATH=. $(BIN)/python benchmarks/bench_gate.py $(ARGS)
+
+docs: $(READY) ## build the documentation site into build/site, with strict links
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --strict --quiet $(ARGS)
+
+docs-check: $(READY) ## run every command of the documentation to its end; takes a long time
+	PYTHONPATH=. $(BIN)/python scripts/check_docs.py $(ARGS)
+
+rehearsal: $(READY) ## gate three pull requests with the action's own steps (ARGS=--write: into docs/ci.md)
+	PYTHONPATH=. $(BIN)/python scripts/rehearse_pull_request.py $(ARGS)
 
 # The scripts below are run where they exist.
 method-table: $(READY) ## make the table of docs/method.md

@@ -18,7 +18,7 @@ from parity.execution.tap import Tap
 from parity.io.hashing import hash_weights
 from parity.io.sources import check_imported_from, describe_source
 from parity.loaded import LoadedSide
-from parity.pair import Build, ModelPair, Side, in_variant, variants_of
+from parity.pair import Build, ModelPair, Side, in_variant, known_expired, known_now, variants_of
 from parity.session import PairSession
 from parity.weights.load import WeightComparison, tensors_of, weight_differences
 
@@ -62,7 +62,7 @@ def about(session: PairSession) -> About:
     check_taps(session)
     wrong = [w for w in session.weights.values() if w.differs]
     places = places_of(session.pair, session.build, wrong)
-    return About(_record(session, reference, native), places, dict(session.pair.known(session.build)))
+    return About(_record(session, reference, native), places, known_now(session.pair, session.build))
 
 
 def check_taps(session: PairSession) -> None:
@@ -116,6 +116,7 @@ def _record(session: PairSession, reference: Mapping[str, Any], native: Mapping[
         "substitutes": sorted({*reference["substitutes"], *native["substitutes"]}),
         "absent_taps": absent_taps(session.taps),
         "declared": dict(pair.declared),
+        "known_expired": known_expired(pair, build),
         "weight_differences": weight_differences(session.weights),
         "weights": weights_covered(session),
         "stored_weight_rounding": sum(w.finer is not None or w.native_finer for w in session.weights.values()),

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import parity
-from parity.commands import answer, debug_lora, lora, new, record, report, run, weights
+from parity.commands import answer, baseline, debug_lora, lora, new, record, report, run, summary, weights
 from parity.commands.frame import JsonOption, PairsOption, emit, examples, reported
-from parity.doctor import as_records, examine, render_checks, worst
+from parity.doctor import as_records, environment_key, examine, render_checks, worst
 from parity.inventory import describe_pair, find_project, render_pairs
 
 app = typer.Typer(
-    name="parity", add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    name="parity", add_completion=True, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )  # fmt: skip
 
@@ -47,16 +48,26 @@ def pairs(folders: PairsOption = None, json_out: JsonOption = False) -> None:
         emit({"pairs": described}, render_pairs(described), json_out)
 
 
-@app.command(epilog=examples("parity doctor", "parity doctor --json"))
-def doctor(folders: PairsOption = None, json_out: JsonOption = False) -> None:
+@app.command(epilog=examples("parity doctor", "parity doctor --json", "parity doctor --key"))
+def doctor(
+    folders: PairsOption = None,
+    key: Annotated[
+        bool, typer.Option("--key", help="Print one word for torch, device and switches, to key a cache with.")
+    ] = False,
+    json_out: JsonOption = False,
+) -> None:
     """Check this machine and say how to mend it.
 
     Looks at Python, torch, GPU, kernels, switches, the pairs' sources and the disk.
     Exits 1 where an error is found; a warning alone exits 0.
     """
+    if key:
+        emit({"key": environment_key()}, environment_key(), json_out)
+        return
     with reported(json_out):
         checks = examine(find_project(Path.cwd(), folders or ()))
-        emit({"checks": as_records(checks), "worst": worst(checks)}, render_checks(checks), json_out)
+        text = render_checks(checks, shutil.get_terminal_size().columns)
+        emit({"checks": as_records(checks), "worst": worst(checks)}, text, json_out)
     raise typer.Exit(int(worst(checks) == "error"))
 
 
@@ -69,7 +80,9 @@ app.command(epilog=report.EPILOG)(report.report)
 app.add_typer(lora.app, name="lora")
 app.command("debug-lora", epilog=debug_lora.EPILOG)(debug_lora.debug_lora)
 app.add_typer(weights.app, name="weights")
+app.add_typer(baseline.app, name="baseline")
 app.command(epilog=new.EXAMPLES)(new.new)
+app.command(epilog=summary.EPILOG)(summary.summary)
 
 
 __all__ = ["app", "main"]

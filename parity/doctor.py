@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
+import os
+import re
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from parity.environment import describe_environment
 from parity.errors import ParityError
+from parity.gate.baseline import device_kind
 from parity.inventory import Project, describe_pair
 
 _FREE_WANTED, _FREE_NEEDED = 2e9, 50e6
@@ -38,6 +45,7 @@ def examine(project: Project) -> list[Check]:
         *_suite(),
         *_sources(project),
         *disk_checks(shutil.disk_usage(project.root).free),
+        writable_check(project.root / "reports"),
     ]
 
 
@@ -51,14 +59,25 @@ def as_records(checks: Sequence[Check]) -> list[dict[str, str]]:
     return [asdict(check) for check in checks]
 
 
-def render_checks(checks: Sequence[Check]) -> str:
-    """Render a line a check, and below it how to mend what is not ok."""
-    lines, width = [], max((len(check.name) for check in checks), default=0)
+def render_checks(checks: Sequence[Check], width: int = 80) -> str:
+    """Render a line a check, and below it how to mend what is not ok; what mends is never broken, to be copied."""
+    lines, name = [], max((len(check.name) for check in checks), default=0)
     for check in checks:
-        lines.append(f"{check.status:<9}{check.name:<{width}}  {check.found}")
+        head = f"{check.status:<9}{check.name:<{name}}  "
+        found = textwrap.wrap(check.found, max(20, width - len(head)), break_on_hyphens=False) or [""]
+        lines += [f"{head}{found[0]}", *(f"{'':<{len(head)}}{more}" for more in found[1:])]
         if check.status != "ok" and check.mend:
-            lines.append(f"{'':<{width + 11}}mend: {check.mend}")
+            lines.append(f"{'':<9}mend: {check.mend}")
     return "\n".join(lines)
+
+
+def environment_key() -> str:
+    """Return one word that is another where kernels may round otherwise: for the cache of a CI service."""
+    around = describe_environment()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    facts = {name: around[name] for name in ("torch", "cuda", "gpu", "cpu_capability", "switches", "variables")}
+    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=4).hexdigest()
+    return re.sub(r"[^A-Za-z0-9.]+", "-", f"{device_kind(device, around)} torch {around['torch']} {digest}").strip("-")
 
 
 def _python(version: tuple[int, ...]) -> Iterator[Check]:
@@ -89,6 +108,7 @@ def environment_checks(environment: Mapping[str, Any]) -> Iterator[Check]:
     switches, gpu = environment["switches"], environment["gpu"] is not None
     yield from _attention(switches)
     yield _tf32(switches, gpu)
+    yield from _overridden(environment["variables"])
     yield _reduced(switches, gpu)
 
 
@@ -111,6 +131,13 @@ def _tf32(switches: Mapping[str, Any], gpu: bool) -> Check:
         mend = "torch.backends.cudnn.allow_tf32 = False, or float32 convolutions (patch embeddings) round to TF32"
         return Check("tf32", "warning", found, mend)
     return Check("tf32", "ok", found)
+
+
+def _overridden(variables: Mapping[str, str]) -> Iterator[Check]:
+    """Check for variables that turn TF32 on behind torch's own switches."""
+    for name in ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"):
+        if variables.get(name) == "1":
+            yield Check("tf32 override", "warning", f"{name}=1 decides, whatever torch's switches say", f"unset {name}")
 
 
 def _reduced(switches: Mapping[str, Any], gpu: bool) -> Check:
@@ -150,3 +177,11 @@ def disk_checks(free: float) -> Iterator[Check]:
     """Check the free bytes where records and traces go."""
     status = "ok" if free >= _FREE_WANTED else "warning" if free >= _FREE_NEEDED else "error"
     yield Check("disk", status, f"{free / 1e9:,.1f} GB free", "free some space: a record takes MBs, a trace GBs")
+
+
+def writable_check(folder: Path) -> Check:
+    """Check that records can be written where runs write them by default."""
+    there = next(f for f in (folder, *folder.parents) if f.exists())
+    fits = there.is_dir() and os.access(there, os.W_OK)
+    found = f"{folder.name}/ can be written" if fits else f"{folder.name}/ cannot be written"
+    return Check("reports", "ok" if fits else "error", found, f"chmod u+w {there}, or pass --parity-report DIR")

@@ -25,7 +25,7 @@ from parity.lora.varied import varied
 from parity.numerics.evidence import Evidence
 from parity.numerics.limits import limits_for
 from parity.numerics.verdict import Judged, TapFacts, judge, settle
-from parity.pair import ModelPair
+from parity.pair import ModelPair, known_now
 from parity.session import PairSession
 from parity.space import Drawn
 from parity.stage import DrawOf, Nudge, Options
@@ -135,7 +135,7 @@ class Examples:
         """Judge every tap from the evidence of all inputs that were right, with the impact of what differs."""
         right = [e for e in self.found.values() if e.evidence and not e.wrong and _has_twins(e)]
         judged = judge(self._facts, [e.evidence for e in right], self._limits)
-        known = self.session.pair.known(self.session.build)
+        known = known_now(self.session.pair, self.session.build)
         kinds = {f.name: f.kind for f in self._facts}
         for name in [n for n, j in judged.items() if j.different and (n in known or kinds[n] in known)]:
             del judged[name]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from parity.execution.tap import Inputs, Tap
+from parity.known import Known, as_known, today
 from parity.lora.adapter import LoraAdapter
 from parity.space import Drawn, InputSpace
 from parity.weights.keymap import KeyMap
@@ -125,8 +126,9 @@ class ModelPair:
         sizes: names `Build.size` may take, the first is the default.
         dtypes: storage dtypes the pair is meant for, the first is the default.
         declared: taps whose known approximation is allowed, with the reason (logic is off there, and said).
-        known: precision differences that are known and accepted, by tap or kind of tap, with the reason. A case that
-            differs in precision there is an expected failure; a difference of logic is never accepted this way.
+        known: precision differences that are known and accepted, by tap or kind of tap, with the reason, or a `Known`
+            with owner and last day. A case that differs in precision there is an expected failure; a difference of
+            logic is never accepted this way.
         draws: how many seeds are pooled by default.
         space: from a `Build` to what the inputs can vary; None: no drawn inputs.
         drawn: from a `Build` and the description of a drawn input to the inputs themselves; goes with `space`.
@@ -146,7 +148,7 @@ class ModelPair:
     sizes: tuple[str, ...] = ("tiny",)
     dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float32)
     declared: Mapping[str, str] = field(default_factory=dict)
-    known: Callable[[Build], Mapping[str, str]] = lambda build: {}
+    known: Callable[[Build], Mapping[str, str | Known]] = lambda build: {}
     draws: int = 1
     space: Callable[[Build], InputSpace] | None = None
     drawn: Callable[[Build, Drawn], dict[str, Any]] | None = None
@@ -156,6 +158,18 @@ class ModelPair:
 def variants_of(pair: ModelPair) -> tuple[str, ...]:
     """Return the names of everything a pair is run with: "" for its default, its variants, its lanes."""
     return ("", *pair.variants, *pair.lanes)
+
+
+def known_now(pair: ModelPair, build: Build) -> dict[str, str]:
+    """Return the differences a pair accepts today, by tap or kind of tap, in words."""
+    found = {name: as_known(given) for name, given in pair.known(build).items()}
+    return {name: known.worded() for name, known in found.items() if not known.expired(today())}
+
+
+def known_expired(pair: ModelPair, build: Build) -> list[str]:
+    """Return the differences a pair accepted until a day that is past."""
+    found = {name: as_known(given) for name, given in pair.known(build).items()}
+    return [f"{name}: {known.worded()}" for name, known in found.items() if known.expired(today())]
 
 
 def in_variant(pair: ModelPair, name: str) -> ModelPair:

@@ -33,6 +33,7 @@ class RunBook:
         self.states: dict[tuple[str, str], dict[str, Any]] = {}
         self.inputs: dict[str, dict[str, Any]] = {}
         self.path: Path | None = None
+        self.gate: dict[str, Any] | None = None
         self._complete, self._selected = True, False
         self._begun: set[tuple[str, str]] = set()
         self._kept: str | None = None
@@ -96,7 +97,7 @@ class RunBook:
         """Return the run's record."""
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         states, cases, inputs = (list(held.values()) for held in (self.states, self.cases, self.inputs))
-        return run_record(describe_environment(), states, cases, now, self._complete, self._selected, inputs)
+        return run_record(describe_environment(), states, cases, now, self._complete, self._selected, inputs, self.gate)
 
     def hold(self) -> None:
         """Take the right to write the record until `write` or `release`, so that two runs never take turns at it.

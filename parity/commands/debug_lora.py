@@ -17,6 +17,7 @@ from parity.commands.frame import (
     DeviceOption,
     DtypeOption,
     JsonOption,
+    PairArgument,
     PairsOption,
     SeedOption,
     SizeOption,
@@ -42,7 +43,7 @@ _LITTLE = 0.1
 
 
 def debug_lora(
-    pair: Annotated[str, typer.Argument(help="The pair's name, as `parity pairs` lists it.")],
+    pair: PairArgument,
     reference_python: Annotated[
         str, typer.Option(metavar="PYTHON", help="Interpreter the reference lives in.")
     ] = sys.executable,

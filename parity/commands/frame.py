@@ -11,11 +11,27 @@ from typing import Annotated, Any
 import typer
 
 from parity.errors import CheckpointError, ParityError, RecordError, SourceMissing, UsageError, WrongSource
+from parity.inventory import find_project
 from parity.io.records import as_json
 
 NOT_HERE = (UsageError, SourceMissing, WrongSource, RecordError, CheckpointError)
 """What the caller or the machine has to change: exit code 2."""
 
+
+
+def pair_files(incomplete: str) -> list[str]:
+    """Return names of pair files that begin so, for shell completion: nothing is imported, nothing is raised."""
+    try:
+        folders = find_project(Path.cwd()).folders
+    except ParityError:
+        return []
+    names = {file.stem for folder in folders if folder.is_dir() for file in folder.glob("*.py")}
+    return sorted(name for name in names if name.startswith(incomplete) and not name.startswith("_"))
+
+
+PairArgument = Annotated[
+    str, typer.Argument(help="The pair's name, as `parity pairs` lists it.", autocompletion=pair_files)
+]
 PairsOption = Annotated[
     list[Path] | None,
     typer.Option("--pairs", metavar="DIR", help="A folder of pair files, repeatable. Default: as pytest has it."),

@@ -22,7 +22,10 @@ from parity.lora.moved import moved, worded
 from parity.lora.problems import Problem, failed, some
 from parity.lora.values import measured, value_problems
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=__doc__)
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help=__doc__,
+    epilog=examples("parity lora inspect my_lora.safetensors", "parity lora check my_lora.safetensors --base dit"),
+)  # fmt: skip
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A LoRA file, or the folder of one.")]
 BaseOption = Annotated[

@@ -20,6 +20,7 @@ from parity.commands.frame import (
     DtypeOption,
     JsonOption,
     LoraOption,
+    PairArgument,
     PairsOption,
     SeedOption,
     SizeOption,
@@ -47,7 +48,7 @@ SIDES = ("reference", "native")
 
 
 def record(
-    pair: Annotated[str, typer.Argument(help="The pair's name, as `parity pairs` lists it.")],
+    pair: PairArgument,
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where the recording goes.")],
     side: Annotated[str, typer.Option(help="Which side runs here: reference or native.")] = "reference",
     reference: Annotated[

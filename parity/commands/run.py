@@ -22,6 +22,7 @@ from parity.commands.frame import (
     DtypeOption,
     JsonOption,
     LoraOption,
+    PairArgument,
     PairsOption,
     SeedOption,
     SizeOption,
@@ -38,7 +39,7 @@ from parity.propagation import Interpreter, ask
 from parity.references import ReferenceSources, recorded_build, recordings, states_of
 from parity.report.record import unjudged_record
 from parity.report.terminal import render_run
-from parity.report.wording import failure_text
+from parity.report.wording import failure_text, fitted
 from parity.run import Options
 from parity.runs import RunBook
 from parity.selection import select
@@ -59,7 +60,7 @@ COMPARE_EPILOG = examples(
 
 
 def run(
-    pair: Annotated[str, typer.Argument(help="The pair's name, as `parity pairs` lists it.")],
+    pair: PairArgument,
     folders: PairsOption = None,
     dtype: DtypeOption = None,
     size: SizeOption = None,
@@ -166,7 +167,7 @@ def _rendered(book: RunBook, words: str) -> str:
     parts = [render_run(record, width=width, color=_colored()).rstrip()] if book.cases else []
     for case in record["cases"]:
         if case["outcome"] in ("failed", "warned"):
-            parts.append(failure_text(case, _rerun(words, case["id"])))
+            parts.append(fitted(failure_text(case, _rerun(words, case["id"])), width))
     return "\n\n".join([*parts, "\n".join(f"record: {line}" for line in book.told())])
 
 

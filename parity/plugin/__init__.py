@@ -14,8 +14,9 @@ import pytest
 from parity.errors import ParityError
 from parity.plugin.book import Bookkeeper
 from parity.plugin.cases import OURS, cases_of, parametrize
-from parity.plugin.check import ParityWarning, parity_check, parity_engine, parity_evidence, parity_state
+from parity.plugin.check import TOLD, ParityWarning, parity_check, parity_engine, parity_evidence, parity_state
 from parity.plugin.drawn import parity_drawn, parity_sensitivity
+from parity.plugin.gate import gate_of
 from parity.plugin.options import add_options, given
 from parity.plugin.partial import Selection
 
@@ -80,6 +81,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         try:
             _check_extra(config)
             cases_of(config)
+            gate_of(config)
         except ParityError as error:
             raise pytest.UsageError(f"parity: {error}") from error
 
@@ -125,6 +127,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("needs a GPU")
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Leave of what a test told only what people read: JUnit files hold the properties of the last phase."""
+    item.user_properties = [told for told in item.user_properties if told[0] not in TOLD]
 
 
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:

@@ -12,6 +12,7 @@ import pytest
 from parity.errors import ParityError, RecordError
 from parity.plugin.cases import are_listed, case_of, state_of
 from parity.plugin.check import rerun_of, unjudged
+from parity.plugin.gate import gate_of
 from parity.plugin.partial import Selection
 from parity.report.terminal import render_run
 from parity.report.wording import error_text
@@ -106,11 +107,14 @@ class Bookkeeper:
         """Write the record; a run in which nothing was judged is an error."""
         if self._kept is None or self._is_empty:
             self._release()
+            self._miss_everything(session, exitstatus)
             return
         stopped = bool(session.shouldstop or session.shouldfail or self._crashed)
+        complete = exitstatus in (0, 1) and not stopped
         try:
+            self._hold_against_baseline(complete)
             if not self._problems:
-                self._write(complete=exitstatus in (0, 1) and not stopped)
+                self._write(complete)
             if not self._problems and self._config.getoption("--parity-html"):
                 self._write_html()
         except KeyboardInterrupt:  # put off until the record was written
@@ -122,8 +126,31 @@ class Bookkeeper:
         required = self._config.getoption("--parity-require")
         missed = [name for name in required if not self._book.judged_of(name)]
         self._problems += [f"{name} is required and no case of it was judged" for name in missed]
+        gate = self._book.gate
+        if gate is not None and not gate["passed"]:
+            count = sum(f["fails"] for f in gate["findings"])
+            self._problems.append(f"the gate failed: {count} findings against {gate['baseline']}")
         if self._problems and exitstatus == 0:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _miss_everything(self, session: pytest.Session, exitstatus: int) -> None:
+        """Fail a run that was to gate and in which no case was: its tests may be gone. Other tests may run alone."""
+        config = self._config
+        meant = "parity" in config.option.markexpr or config.args_source is not pytest.Config.ArgsSource.ARGS
+        if exitstatus not in (0, 5) or config.option.collectonly or not meant:
+            return
+        gate = gate_of(config)
+        missed = [] if gate is None else gate.run({"pairs": [], "cases": []}, self._selection).findings
+        if any(found.fails for found in missed):
+            self._problems.append(f"the gate failed: no case was run, {len(missed)} are in the baseline")
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _hold_against_baseline(self, complete: bool) -> None:
+        """Note what the gate says of the whole run; one that was cut short lacks cases for a reason of its own."""
+        gate = gate_of(self._config)
+        if gate is not None and complete:
+            gated = gate.run(self._book.record(), self._selection)
+            self._book.gate = gate.said(gated)
 
     def _release(self) -> None:
         if self._kept is not None:
@@ -147,6 +174,8 @@ class Bookkeeper:
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Show the parity summary of the run."""
         if self._is_empty:
+            for problem in self._problems:
+                terminalreporter.write_line(f"parity: ERROR {problem}", red=True)
             return
         writer = terminalreporter._tw
         width = min(writer.fullwidth, 120)

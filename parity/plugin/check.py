@@ -13,13 +13,23 @@ import pytest
 
 from parity.errors import ParityError, SourceMissing
 from parity.plugin.cases import engine_of, place_of
+from parity.plugin.gate import gate_of
 from parity.plugin.options import given
-from parity.report.wording import error_text, evidence_text, failure_text, not_judged_text
+from parity.report.wording import (
+    error_text,
+    evidence_text,
+    failure_text,
+    gated_text,
+    not_judged_text,
+    properties_of,
+)
 
 if TYPE_CHECKING:  # torch comes with these; see the package
     from parity.case import ParityCase
     from parity.engine import Engine
 
+TOLD = frozenset({"parity_case", "parity_state"})
+"""Properties of a test for who writes the record; too long for people."""
 _TOLD = pytest.StashKey[set[tuple[str, str]]]()
 
 
@@ -61,12 +71,17 @@ class _Check:
 
     def __call__(self, case: ParityCase) -> None:
         """Look a case up and end the test accordingly."""
-        record = {**self._looked_up(case), "rerun": self.rerun()}
+        found, state = self._looked_up(case)
+        record, said = self._gated({**found, "rerun": self.rerun()}, state)
         outcome = record["outcome"]
         self._tell("parity_outcome", outcome)
         self._tell("parity_case", json.dumps(record))
         if outcome == "error":
             pytest.fail(error_text(record, self.rerun()), pytrace=False)
+        for name, text in properties_of(record, said):
+            self._tell(name, text)
+        if said and outcome != "error":
+            pytest.fail(gated_text(record, said, self.rerun()), pytrace=False)
         if outcome == "failed":
             pytest.fail(failure_text(record, self.rerun()), pytrace=False)
         if outcome == "known":
@@ -78,20 +93,28 @@ class _Check:
         if outcome == "warned":
             warnings.warn(ParityWarning(failure_text(record, self.rerun())), stacklevel=2)
 
-    def _looked_up(self, case: ParityCase) -> dict[str, Any]:
+    def _gated(self, record: dict[str, Any], state: dict[str, Any] | None) -> tuple[dict[str, Any], str]:
+        """Hold a case against the accepted state, where one was named."""
+        try:
+            gate = gate_of(self._config)
+        except ParityError as error:
+            _fail(str(error))
+        return (record, "") if gate is None else gate.case(record, state)
+
+    def _looked_up(self, case: ParityCase) -> tuple[dict[str, Any], dict[str, Any] | None]:
         try:
             record, state = self._engine.case_record(case), self._engine.state_record(case)
         except SourceMissing as error:
             required = case.pair in self._config.getoption("--parity-require")
             outcome, text = ("error", f"{_required(case)}{error}") if required else ("skipped", str(error))
-            return unjudged(self._config, case, outcome, text)
+            return unjudged(self._config, case, outcome, text), None
         except ParityError as error:
-            return unjudged(self._config, case, "error", str(error))
+            return unjudged(self._config, case, "error", str(error)), None
         told = self._config.stash.setdefault(_TOLD, set())
         if (case.pair, case.state) not in told:
             told.add((case.pair, case.state))
             self._tell("parity_state", json.dumps(state))
-        return record
+        return record, state
 
     def _tell(self, name: str, text: str) -> None:
         """Send something to who writes the record, in this process or, under xdist, in another."""

@@ -94,6 +94,12 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--parity-html": {
         "action": "store_true", "default": False, "help": "write the report as HTML beside the record (extra: report)",
     },
+    "--parity-baseline": {
+        "default": None, "metavar": "FILE", "help": "accepted states: fail on anything new, worse or missing",
+    },
+    "--parity-require-exact": {
+        "action": "store_true", "default": False, "help": "with a baseline: a tap that is no longer bit-exact fails",
+    },
     "--parity-report": {"default": "reports", "metavar": "DIR", "help": "where the record is written"},
 }  # fmt: skip
 
@@ -209,11 +215,15 @@ def _device(config: pytest.Config) -> torch.device:
     return device
 
 
+def _word(flag: str, value: object) -> str:
+    return flag if value is True else f"{flag}={shlex.quote(str(value))}"
+
+
 def given(config: pytest.Config) -> str:
     """Word the options that are not defaults and decide what is run."""
     words = []
     for flag, how in _OPTIONS.items():
         value = config.getoption(flag)
         if value != how["default"] and flag not in _UNTOLD:
-            words += [f"{flag}={shlex.quote(str(v))}" for v in (value if isinstance(value, list) else [value])]
+            words += [_word(flag, v) for v in (value if isinstance(value, list) else [value])]
     return "".join(f" {word}" for word in words)

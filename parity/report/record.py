@@ -49,6 +49,7 @@ def case_record(
         "verdict": judged.cls.value,
         "outcome": outcome_of(judged, known),
         "known": known,
+        "known_from": None if known is None else "pair",
         "order": order,
         "logic": judged.logic,
         "precision": {1: "less precise", -1: "more precise", 0: "as precise"}[judged.direction],
@@ -101,8 +102,8 @@ def unjudged_record(
 
 _BLANK: dict[str, Any] = {
     "id": "", "pair": "", "state": "", "tap": "", "reference_path": None, "native_path": None,
-    "verdict": VerdictClass.NOT_JUDGED.value, "outcome": "error", "known": None, "order": 0, "logic": False,
-    "precision": None, "amber": False, "reasons": [], "likely": [], "nearest": None, "place": None,
+    "verdict": VerdictClass.NOT_JUDGED.value, "outcome": "error", "known": None, "known_from": None, "order": 0,
+    "logic": False, "precision": None, "amber": False, "reasons": [], "likely": [], "nearest": None, "place": None,
     "repair": None, "signatures": [], "first_different": None, "logic_error": None,
     "logic_limit": None, "logic_error_of_constants": None, "rounding_excess": {}, "shown_by": "", "impact": None,
     "impact_limit": None, "drift": None, "reference_dtype": None, "native_dtype": None,
@@ -133,6 +134,7 @@ def _excesses(draws: Sequence[Evidence]) -> dict[str, dict[str, float]]:
 def run_record(
     environment: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]], cases: Sequence[Mapping[str, Any]],
     created: str, complete: bool = True, selected: bool = False, inputs: Sequence[Mapping[str, Any]] = (),
+    gate: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Return a whole record, its order independent of what ran first.
 
@@ -144,6 +146,7 @@ def run_record(
         complete: False where the run was cut short.
         selected: cases were left out because others were asked for.
         inputs: one entry per case of drawn inputs, and of an input's change.
+        gate: what the gate says of the run; None where no baseline was named.
     """
     return {
         "schema": SCHEMA,
@@ -156,6 +159,7 @@ def run_record(
         "cases": [dict(c) for c in sorted(cases, key=_place)],
         "inputs": [dict(c) for c in sorted(inputs, key=_place)],
         "summary": summary_of(cases),
+        "gate": None if gate is None else dict(gate),
     }
 
 

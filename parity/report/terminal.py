@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+from parity.report.gate import gate_lines
 from parity.report.lora import lora_rows, lora_table
 
 _RED, _GREEN, _YELLOW, _BOLD, _PLAIN = "\033[31m", "\033[32m", "\033[33m", "\033[1m", "\033[0m"
@@ -19,10 +20,11 @@ def render_run(record: Mapping[str, Any], width: int = 80, color: bool = False) 
     lines: list[str] = []
     for state in record["pairs"]:
         cases = [c for c in record["cases"] if c["pair"] == state["pair"] and c["state"] == state["state"]]
-        lines += _state(state, cases, width, color)
+        lines += _state(state, cases, _counted(record, state), width, color)
         if state.get("lora_comparison"):
             lines += [*_lora(state, cases, record["cases"], width, color), ""]
-    return "\n".join([*lines, *_inputs(record, width, color), *_not_run(record, width, color)])
+    ends = (_inputs, _not_run, _gate)
+    return "\n".join([*lines, *(line for end in ends for line in end(record, width, color))])
 
 
 def _inputs(record: Mapping[str, Any], width: int, color: bool) -> list[str]:
@@ -54,6 +56,21 @@ def _lora(
         for words in state[name]:
             lines += _wrapped("lora", words, width, mark if color else "")
     return lines
+def _counted(record: Mapping[str, Any], state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what the gate counted for a state; nothing where there was no gate."""
+    gate = record.get("gate") or {"states": ()}
+    mine = (s for s in gate["states"] if (s["pair"], s["state"]) == (state["pair"], state["state"]))
+    return next(mine, {})
+
+
+def _gate(record: Mapping[str, Any], width: int, color: bool) -> list[str]:
+    """Say what the gate found, where there was one."""
+    gate = record.get("gate")
+    if gate is None:
+        return []
+    text = f"{'passed' if gate['passed'] else 'FAILED'}, {gate['baseline']}, {gate['device']}"
+    mark = (_GREEN if gate["passed"] else _RED) if color else ""
+    return [*_wrapped("gate", text, width, mark), *(f" {line}" for line in gate_lines(gate, width - 1)), ""]
 
 
 def _not_run(record: Mapping[str, Any], width: int, color: bool) -> list[str]:
@@ -87,15 +104,18 @@ def _substitutes(state: Mapping[str, Any]) -> str:
     return f"{len(found)}: {'; '.join(found[:_SHOWN])}{more}"
 
 
-def _state(state: Mapping[str, Any], cases: list[Mapping[str, Any]], width: int, color: bool) -> list[str]:
+def _state(
+    state: Mapping[str, Any], cases: list[Mapping[str, Any]], counted: Mapping[str, Any], width: int, color: bool
+) -> list[str]:
     rows = [
         (f"{state['pair']} {state['state']}", _what(state)),
         ("observer", _observer(state)),
         ("attention", _attention(state)),
         *([("substitutes", _substitutes(state))] if state["substitutes"] else []),
         *_extras(state),
-        ("bit-exact", _count(cases, "bit-exact")),
-        ("verdicts", _verdicts(cases)),
+        ("bit-exact", _count(cases, "bit-exact") + _against(counted, "bit_exact")),
+        ("verdicts", _verdicts(cases) + _against(counted, "judged")),
+        ("stages", stages_text(state)),
         ("chance", f"of one amber tap in this run by luck: {state['false_alarm_rate']:.1%} ({state['tests']} tests)"),
     ]
     if state["first_different"]:
@@ -180,6 +200,8 @@ def _extras(state: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("decisions", f"{state['decisions']} replayed, {flips} flipped, {unmatched} without counterpart"))
     if state.get("known_unused"):
         rows.append(("known", f"no longer different, to be dropped from the pair: {', '.join(state['known_unused'])}"))
+    if state.get("known_expired"):
+        rows.append(("expired", f"known differences, no longer accepted: {'; '.join(state['known_expired'])}"))
     if state.get("explained_missing"):
         rows.append(("explained", state["explained_missing"]))
     if state["absent_taps"]:
@@ -189,6 +211,21 @@ def _extras(state: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _count(cases: list[Mapping[str, Any]], verdict: str) -> str:
     return f"{sum(c['verdict'] == verdict for c in cases)} of {len(cases)} taps"
+
+
+def _against(counted: Mapping[str, Any], what: str) -> str:
+    """Say how many there were when the baseline was accepted, and that fewer are a regression."""
+    now, before = counted.get(what), counted.get(f"baseline_{what}")
+    if now is None or before is None:
+        return ""
+    fewer = f"   <-- regression, {before - now}" if now < before and counted["same_inputs"] else ""
+    return f" (baseline {before}{' judged' if what == 'judged' else ''}){fewer}"
+
+
+def stages_text(state: Mapping[str, Any]) -> str:
+    """Say how long each stage of a state took, and the most memory there was."""
+    parts = [f"{name} {seconds:.1f} s" for name, seconds in state["seconds"].items()]
+    return ", ".join([*parts, f"peak {_size(int(state['peak_memory_bytes']))}"])
 
 
 def _verdicts(cases: list[Mapping[str, Any]]) -> str:

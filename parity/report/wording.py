@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,45 @@ def failure_text(case: Mapping[str, Any], rerun: str) -> str:
         lines.append(f"  likely: {'; '.join(case['likely'])}")
     lines.append(f"  rerun: {rerun}")
     return "\n".join(lines)
+
+
+def fitted(text: str, width: int) -> str:
+    """Return words of a case in lines of at most `width` columns; how to rerun is left whole, to be copied."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        indent = " " * (len(line) - len(line.lstrip()) + 4)
+        whole = line.lstrip().startswith("rerun:")
+        lines += [line] if whole else textwrap.wrap(
+            line, max(width, 40), subsequent_indent=indent, break_on_hyphens=False, drop_whitespace=True
+        )  # fmt: skip
+    return "\n".join(lines)
+
+
+def gated_text(case: Mapping[str, Any], said: str, rerun: str) -> str:
+    """Word a case that fails for what the gate says of it: that, the numbers, where it is, why, how to rerun."""
+    different = str(case["verdict"]).startswith("different")
+    lines = [f"{case['id']}: {headline(case)}; {said}" if different else f"{case['id']}: {said}"]
+    if case["metrics"]:
+        lines += [f"  {numbers(case)}", f"  {start(case)}"]
+    if case["likely"]:
+        lines.append(f"  likely: {'; '.join(case['likely'])}")
+    return "\n".join([*lines, f"  rerun: {rerun}"])
+
+
+def properties_of(case: Mapping[str, Any], said: str = "") -> list[tuple[str, str]]:
+    """Return what a test report keeps of a case: verdict, the three numbers, the finding."""
+    excess = case["rounding_excess"].get(case["shown_by"]) or case["rounding_excess"].get("identity") or {}
+    held = {
+        "verdict": case["verdict"], "logic_error": case["logic_error"], "rounding_excess": excess.get("ratio"),
+        "rounding_excess_se": excess.get("se"), "impact": case["impact"], "drift": case["drift"],
+        "native_path": case["native_path"], "known": case["known"], "gate": said or None,
+        "finding": "; ".join(case["likely"] or case["reasons"]) or None,
+    }  # fmt: skip
+    return [(f"parity_{name}", _shown(value)) for name, value in held.items() if value is not None]
+
+
+def _shown(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def error_text(case: Mapping[str, Any], rerun: str) -> str:

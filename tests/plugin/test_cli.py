@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from parity.cli import app
-from parity.doctor import Check, disk_checks, environment_checks, render_checks, worst
+from parity.commands.frame import pair_files
+from parity.doctor import Check, disk_checks, environment_checks, render_checks, worst, writable_check
 from parity.environment import describe_environment
 from parity.errors import UsageError
 from parity.io.records import read_record
@@ -167,26 +171,85 @@ def test_pairs_of_an_ini_file_are_found(cli: Cli, tmp_path: Path) -> None:
     assert len(data(cli("pairs", "--json"))["pairs"]) == len(PAIR_FILES)
 
 
-@pytest.mark.parametrize(
-    "command", [[], ["run"], ["compare"], ["pairs"], ["doctor"], ["new"], ["record"], ["debug-lora"]]
-)
-def test_help_has_examples(cli: Cli, command: list[str]) -> None:
-    result = cli(*command, "--help")
+def leaves(command: Any, words: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    """Every command and group a person can call, by its words."""
+    found = [(words, command)]
+    for name, inner in getattr(command, "commands", {}).items():
+        found += [] if inner.hidden else leaves(inner, (*words, name))
+    return found
+
+
+COMMANDS = dict(leaves(typer.main.get_command(app)))
+GROUPS = {words for words, command in COMMANDS.items() if hasattr(command, "commands")}
+
+
+def test_the_commands_there_are() -> None:
+    assert {words[0] for words in COMMANDS if words} >= {
+        "run", "compare", "record", "debug-lora", "new", "pairs", "doctor", "summary", "baseline", "lora", "weights",
+    }  # fmt: skip
+    assert {("baseline", name) for name in ("accept", "show", "check")} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_has_a_first_line_and_examples_that_parse(cli: Cli, words: tuple[str, ...]) -> None:
+    result = cli(*words, "--help")
     assert result.exit_code == 0
-    assert f"    parity {command[0] if command else ''}" in result.stdout.partition("Examples:")[2]
+    assert COMMANDS[words].get_short_help_str()
+    shown = result.stdout.partition("Examples:")[2]
+    given = [line.strip() for line in shown.splitlines() if line.strip().startswith("parity ")]
+    assert given
+    assert shlex.split(given[0])[1 : 1 + len(words)] == list(words)
+    for example in given:
+        parse(shlex.split(example)[1:])
 
 
-def test_every_command_has_json_and_a_help_line(cli: Cli) -> None:
-    commands = cli("--help").stdout.partition("Commands:")[2].partition("Examples:")[0].split("\n")
-    named = {line.split()[0]: line.split()[1:] for line in commands if line.strip()}
-    groups = {
-        "lora": ("inspect", "check", "diff", "convert"),
-        "weights": ("inspect", "diff", "match", "map", "verify"),
-    }
-    assert set(named) == {"run", "compare", "record", "debug-lora", "new", "pairs", "doctor", "report", *groups}
-    assert all(words for words in named.values())
-    assert all("--json" in cli(name, "--help").stdout for name in set(named) - set(groups))
-    assert all("--json" in cli(group, name, "--help").stdout for group, names in groups.items() for name in names)
+def parse(words: list[str]) -> None:
+    """Parse a command line without running it; an unknown option or a missing argument raises."""
+    command = COMMANDS[()]
+    while words and hasattr(command, "commands") and words[0] in command.commands:
+        command, words = command.commands[words[0]], words[1:]
+    command.make_context("parity", words)
+
+
+@pytest.mark.parametrize("words", [words for words in COMMANDS if words not in GROUPS], ids=" ".join)
+def test_every_command_has_json(words: tuple[str, ...]) -> None:
+    assert any("--json" in option.opts for option in COMMANDS[words].params)
+
+
+@pytest.mark.parametrize(("shell", "word"), [("bash", "complete"), ("zsh", "compdef"), ("fish", "complete")])
+def test_a_shell_can_complete(cli: Cli, monkeypatch: pytest.MonkeyPatch, shell: str, word: str) -> None:
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    shown = CliRunner().invoke(app, ["--show-completion", shell], prog_name="parity")
+    assert shown.exit_code == 0
+    assert word in shown.stdout
+    assert "parity" in shown.stdout
+
+
+def test_pairs_are_completed_without_importing_them(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "pairs" / "hearsay.py").write_text("raise SystemExit", encoding="utf-8")
+    assert pair_files("hea") == ["healthy", "hearsay"]
+
+
+def test_doctor_names_an_environment_in_one_word(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    word = cli("doctor", "--key").stdout.strip()
+    assert re.fullmatch(r"[A-Za-z0-9.-]+", word)
+    assert data(cli("doctor", "--key", "--json"))["key"] == word
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    assert cli("doctor", "--key").stdout.strip() != word
+    checks = {check["name"]: check for check in data(cli("doctor", "--json"))["checks"]}
+    assert checks["tf32 override"]["mend"] == "unset NVIDIA_TF32_OVERRIDE"
+
+
+def test_doctor_keeps_the_width_but_for_what_is_to_be_copied() -> None:
+    shown = render_checks([Check("a", "warning", "words " * 30, "x" * 90)], 60).splitlines()
+    assert all(len(line) <= 60 for line in shown[:-1])
+    assert shown[-1].endswith("x" * 90)
+
+
+def test_doctor_sees_where_no_record_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    found = [writable_check(tmp_path / "file" / "reports"), writable_check(tmp_path / "reports")]
+    assert [check.status for check in found] == ["error", "ok"]
 
 
 def test_version(cli: Cli) -> None:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2] / "parity"
 
 BASE = frozenset({"errors", "registry"})
 WEIGHTS = BASE | {"numerics", "weights"}
-DATA = WEIGHTS | {"execution", "lora", "pair", "space"}
+DATA = WEIGHTS | {"execution", "known", "lora", "pair", "space"}
 SIDES = DATA | {"stage", "loaded", "impact", "live", "lora_audit"}
 """What one side gives."""
 RUN = SIDES | {"session", "draws", "run"}
@@ -21,18 +21,20 @@ RUN = SIDES | {"session", "draws", "run"}
 RECORDED = {"recorder", "cached", "native_recorder", "recorded", "compared", "references"}
 SERVICES = {
     "case", "explored", "sensitivity", "choices", "discover", "engine", "environment", "inventory", "runs", "io",
-    "report", "diagnose",
+    "report", "diagnose", "gate",
 }  # fmt: skip
 
 LAYERS: dict[str, frozenset[str]] = {
     "errors": frozenset(),
     "registry": frozenset({"errors"}),
+    "known": frozenset({"errors"}),
+    "gate": BASE | {"known"},
     "numerics": BASE,
     "execution": BASE | {"numerics"},
     "weights": BASE | {"numerics"},
     "lora": WEIGHTS,
     "space": frozenset({"errors"}),
-    "pair": BASE | {"execution", "weights", "lora", "space"},
+    "pair": BASE | {"execution", "known", "weights", "lora", "space"},
     "case": BASE | {"execution", "pair"},
     "choices": BASE | {"pair"},
     "discover": BASE | {"pair"},
@@ -57,8 +59,8 @@ LAYERS: dict[str, frozenset[str]] = {
     "diagnose": SIDES | {"session", "draws"},
     "felt": SIDES | {"session", "draws"},
     "run": RUN - {"run"} | {"diagnose", "felt", "four"},
-    "report": BASE | {"numerics", "diagnose"},
-    "io": BASE | {"weights", "execution", "report"},
+    "report": BASE | {"numerics", "diagnose", "gate"},
+    "io": BASE | {"weights", "execution", "report", "gate"},
     "failures": BASE,
     "about": RUN | {"case", "io"},
     "fresh": SIDES | {"session"},
@@ -76,7 +78,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "__main__": BASE | {"cli"},
     "commands": RUN | RECORDED | SERVICES | {"answers", "captured", "four", "propagation", "scaffold", "selection"},
     "inventory": DATA | {"discover", "io"},
-    "doctor": BASE | {"environment", "pair", "discover", "inventory"},
+    "doctor": BASE | {"environment", "pair", "discover", "gate", "inventory"},
     "plugin": RUN | RECORDED | SERVICES | {"propagation"} | {"strategies"},
     "cli": RUN | RECORDED | SERVICES | {"commands", "doctor", "selection"},
     "scaffold": DATA,

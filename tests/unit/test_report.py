@@ -15,7 +15,7 @@ from parity.io.records import read_record, write_record
 from parity.numerics.limits import Limits
 from parity.report.record import SCHEMA, false_alarm_rate, unjudged_record
 from parity.report.terminal import render_case, render_run
-from parity.report.wording import error_text, evidence_text, failure_text, not_judged_text
+from parity.report.wording import error_text, evidence_text, failure_text, fitted, not_judged_text
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -51,6 +51,16 @@ def case_of(outcome: str) -> dict[str, Any]:
 def test_no_line_is_wider_than_asked(width: int, long: bool) -> None:
     text = render_run(everything() if long else recorded(*EDITS), width=width)
     assert max(map(len, text.splitlines())) <= width
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_words_of_a_case_fit_but_for_what_is_to_be_copied(width: int) -> None:
+    rerun = "pytest " + "x" * 100
+    *lines, last = fitted(failure_text(case_of("failed"), rerun), width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert last == f"  rerun: {rerun}"
+    whole = " ".join(failure_text(case_of("failed"), rerun).split())
+    assert " ".join(" ".join(lines).split()) == whole.partition(" rerun:")[0]
 
 
 @pytest.mark.parametrize("width", [60, 80])

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import typer
 
+from parity.commands.frame import examples
 from parity.commands.weights import diff, inspect, key_map, match, verify
 
 app = typer.Typer(
     help="Say what is in checkpoints, what differs, and which tensor is which.", no_args_is_help=True,
     rich_markup_mode=None,
+    epilog=examples(
+        "parity weights inspect model.safetensors", "parity weights match original/ port/ -o match.json",
+    ),
 )  # fmt: skip
 app.command(epilog=inspect.EPILOG)(inspect.inspect)
 app.command(epilog=diff.EPILOG)(diff.diff)
