@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from parity.diagnose.candidates import Target
+from parity.diagnose.held import HeldWeights
+from parity.diagnose.names import name_wrong_weights
 from parity.diagnose.recorded_ops import from_data
 from parity.diagnose.repair import Faulty, RepairShop
 from parity.diagnose.search import search
@@ -100,7 +102,7 @@ def repair(pair: ModelPair, recordings: Sequence[Path], request: Path) -> dict[s
         manifest = RecordingFolder(native).manifest()
         check_same(native_identity(session, asked.plan.options, recorded), manifest["identity"], str(native))
         with session.variant(asked.draw.options.variant), session.lora(asked.draw.lora):
-            return {"repairs": _repaired(session, recorded, RecordingFolder(native), asked)}
+            return _repaired(session, recorded, RecordingFolder(native), asked)
     finally:
         session.close()
 
@@ -128,7 +130,9 @@ def _repaired(session: PairSession, recorded: Recorded, folder: RecordingFolder,
         ops = side_ops(live, draw, restart(), theirs.decisions), from_data(held)
         shop = RepairShop(job, live, *ops, restart, float(note["limit"]), frozenset(note["wrong"]))
         found = shop.repairs([tap for tap in session.taps if tap.name in note["taps"]])
-    return {name: asdict(change) for name, change in found.items()}
+        taps = [tap for tap in session.taps if tap.name in mine.values]
+        names = name_wrong_weights(job, taps, note["read"], session.weights, HeldWeights(session))
+    return {"repairs": {name: asdict(change) for name, change in found.items()}, "names": names}
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from parity.diagnose.explained import Explained
 from parity.diagnose.held import HeldWeights
-from parity.diagnose.names import name_bugs
+from parity.diagnose.names import merged, name_bugs
 from parity.diagnose.nearest import EXPLAINED, Nearest
 from parity.diagnose.places import place_of_difference
 from parity.diagnose.recorded_ops import from_data
@@ -55,6 +55,7 @@ class Explanation:
         self._draw, self._judged, self._limits = draw, judged, limits
         self._native = native
         self._reference: SideOps | None = None
+        self._told: dict[str, list[tuple[str, str]]] = {}
         self.found = Explained()
 
     @property
@@ -115,8 +116,10 @@ class Explanation:
             self._placed_and_repaired()
         finally:
             here = any(self.found.wrong.values()) and isinstance(self._stage, LiveNative)
-            held = HeldWeights(self._draw) if here else None
+            held = HeldWeights(self._draw.session) if here else None
             self.found.signatures = name_bugs(self._draw, self._judged, self.found, held)
+            for name, names in self._told.items():
+                self.found.signatures[name] = merged(self.found.signatures.get(name, []), names)
 
     def _placed_and_repaired(self) -> None:
         if self._reference is None:
@@ -167,6 +170,7 @@ class Explanation:
             "taps": [t.name for t in taps], "before": {t.name: self._job.before[t.name] for t in taps},
             "noise": {t.name: self._job.noise[t.name] for t in taps}, "wrong": sorted(wrong),
             "limit": self._limits.logic_error,
+            "read": {t: [w.native_key for w in found] for t, found in self.found.wrong.items() if found},
         }  # fmt: skip
         try:
             answer = stage.asked(Question("repair", self._draw.of, note))
@@ -174,7 +178,9 @@ class Explanation:
             self._miss(f"repairs were not tried: {_first_line(error)}")
             return
         self._miss(_NO_REPAIR if answer is None else "")
-        self.found.repairs = {} if answer is None else {str(n): Repair(**r) for n, r in answer["repairs"].items()}
+        if answer is not None:
+            self.found.repairs = {str(n): Repair(**r) for n, r in answer["repairs"].items()}
+            self._told = {str(n): [(str(a), str(b)) for a, b in names] for n, names in answer["names"].items()}
 
     @cached_property
     def _job(self) -> Faulty:

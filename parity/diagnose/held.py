@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from parity.diagnose.signature import HeldWeight
-from parity.draws import Draw
 from parity.weights.load import WeightComparison, tensors_of
 from parity.weights.plan import KeyPlan
 
@@ -20,12 +19,11 @@ class HeldWeights:
     """Weights that are not what they should be, with what they should be; a key map is only read where there are such.
 
     Args:
-        draw: the draw whose native's weights they are.
+        session: the pair's, with the native's model.
     """
 
-    def __init__(self, draw: Draw) -> None:
-        self._session: Any = draw.session
-        self._draw = draw
+    def __init__(self, session: Any) -> None:
+        self._session = session
         self._known: dict[str, HeldWeight] = {}
 
     def of(self, wrong: WeightComparison) -> HeldWeight:

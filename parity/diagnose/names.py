@@ -9,11 +9,16 @@ from torch import Tensor
 
 from parity.diagnose.explained import Explained
 from parity.diagnose.held import HeldWeights
-from parity.diagnose.signature import Found, Seen, recognised
+from parity.diagnose.repair import Faulty
+from parity.diagnose.signature import SIGNATURES, Found, Seen, recognised
 from parity.draws import Draw, aligned
 from parity.execution.passes import mask_of
-from parity.execution.tap import Tap
+from parity.execution.tap import Inputs, Tap
+from parity.execution.trace import Trace
 from parity.numerics.verdict import Judged
+from parity.weights.load import WeightComparison
+
+_OF_WEIGHTS = ("weights", "quant")
 
 
 def name_bugs(
@@ -32,9 +37,39 @@ def name_bugs(
     for name, verdict in judged.items():
         if verdict.different:
             found = _found(explained, taps[name], draw, verdict, held)
-            if names := recognised(_seen(draw, taps[name], list(taps.values()), found)):
+            seen = _seen(draw.reference, draw.native, draw.inputs, taps[name], list(taps.values()), found)
+            if names := recognised(seen):
                 named[name] = names
     return named
+
+
+def name_wrong_weights(
+    job: Faulty, taps: Sequence[Tap], read: Mapping[str, Sequence[str]], compared: Mapping[str, WeightComparison],
+    held: HeldWeights,
+) -> dict[str, list[tuple[str, str]]]:  # fmt: skip
+    """Name what is wrong with weights, where the native's model is and the rest of what was found is not.
+
+    Args:
+        job: the draw.
+        taps: the pair's.
+        read: by tap, the wrong native parameters its segment reads.
+        compared: all weights, as they compare.
+        held: the native's.
+    """
+    named = {}
+    for tap in taps:
+        wrong = tuple(held.of(compared[name]) for name in read.get(tap.name, ()))
+        if wrong:
+            found = Found(tap.has_attention, job.of.lora, tap.heads, weights=wrong)
+            names = recognised(_seen(job.reference, job.native, job.of.inputs, tap, taps, found))
+            named[tap.name] = [(name, words) for name, words in names if SIGNATURES[name].category in _OF_WEIGHTS]
+    return named
+
+
+def merged(names: Sequence[tuple[str, str]], others: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return names from two places, each once in the words of the second, what says most first."""
+    both, order = {**dict(names), **dict(others)}, list(SIGNATURES.names())
+    return sorted(both.items(), key=lambda one: (SIGNATURES[one[0]].freedom, order.index(one[0])))
 
 
 def _found(explained: Explained, tap: Tap, draw: Draw, verdict: Judged, held: HeldWeights | None) -> Found:
@@ -50,17 +85,20 @@ def _found(explained: Explained, tap: Tap, draw: Draw, verdict: Judged, held: He
     )
 
 
-def _seen(draw: Draw, tap: Tap, taps: Sequence[Tap], found: Found) -> Seen:
-    """Return the values of a tap and of the earlier taps that have its shape, and what was found there."""
-    r, n = draw.reference.values[tap.name], draw.native.values[tap.name]
+def _seen(ours: Trace, theirs: Trace, inputs: Inputs, tap: Tap, taps: Sequence[Tap], found: Found) -> Seen:
+    """Return the values of a tap and of the earlier taps that have its shape, and what was found there.
+
+    `ours` is the reference's lockstep pass, `theirs` the native's.
+    """
+    r, n = ours.values[tap.name], theirs.values[tap.name]
     assert r.high is not None
     assert n.high is not None
-    valid = None if tap.valid is None else mask_of(tap, draw.inputs, r.low).expand(r.low.shape)
+    valid = None if tap.valid is None else mask_of(tap, inputs, r.low).expand(r.low.shape)
     native = _channels_last(aligned(tap, n.high, r.low.shape), tap, valid)
     reference = _channels_last(r.high, tap, valid)
     earlier = taps[: [t.name for t in taps].index(tap.name)]
     # Both sides go on from the values as computed, so these are exact behind a tap.
-    values = ((t.name, draw.reference.values[t.name].low) for t in earlier if valid is None)
+    values = ((t.name, ours.values[t.name].low) for t in earlier if valid is None)
     upstream = {k: _channels_last(v, tap, None) for k, v in values if v.shape == r.low.shape}
     computed = _channels_last(aligned(tap, n.low, r.low.shape), tap, valid), _channels_last(r.low, tap, valid)
     return Seen(native, reference, upstream, computed, found)

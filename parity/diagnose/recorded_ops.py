@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from parity.diagnose.side_ops import SideOps
+from parity.diagnose.steps import text_of
 from parity.errors import RecordError
 from parity.execution.op_values import Fingerprint, OpValue
 from parity.execution.ops import Op, SourceLine, numbers
@@ -25,6 +26,7 @@ def as_data(ops: SideOps) -> dict[str, Any]:
         "matmul": ops.matmul,
         "taps": {tap: list(numbers(cone)) for tap, cone in ops.cones.items()},
         "ops": [_of_op(op, ops.modules) for op in kept],
+        "code": {str(op.op.source): text_of(op.op.source) for op in kept},
     }
 
 
@@ -37,8 +39,9 @@ def from_data(held: Mapping[str, Any]) -> SideOps:
     paths = list(dict.fromkeys(str(op["module"]) for op in held["ops"]))
     places = {path: number for number, path in enumerate(paths)}
     ops = (_to_op(op, places) for op in held["ops"])
+    code = {str(line): str(text)[:200] for line, text in held.get("code", {}).items()}
     cones = {str(tap): sum(1 << _count(n) for n in set(made)) for tap, made in held["taps"].items()}
-    return SideOps({op.op.number: op for op in ops}, cones, dict(enumerate(paths)), str(held["matmul"]))
+    return SideOps({op.op.number: op for op in ops}, cones, dict(enumerate(paths)), str(held["matmul"]), code=code)
 
 
 def _of_op(op: OpValue, modules: Mapping[int, str]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class SideOps:
         splits: by number, views that take a tensor apart, and into how many.
         slices: groups of parts of one shape of one tensor: by number what is taken.
         lines: where those views are, by number.
+        code: what lines say, by `str` of a line; of a recording, whose files may not be here.
     """
 
     given: Mapping[int, OpValue]
@@ -42,6 +43,7 @@ class SideOps:
     splits: Mapping[int, tuple[str, int]] = field(default_factory=dict)
     slices: Sequence[Mapping[int, tuple[Any, ...]]] = ()
     lines: Mapping[int, SourceLine] = field(default_factory=dict)
+    code: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, tap: str) -> list[OpValue]:
         """Return the ops a tap's value is made of, in order."""
@@ -52,7 +54,9 @@ class SideOps:
         if op is None:
             return None
         dtype = str(op.op.dtype).removeprefix("torch.")
-        return Step(op.op.name, dtype, str(op.op.source), self.modules.get(op.op.module, ""), text_of(op.op.source))
+        line = str(op.op.source)
+        code = self.code[line] if line in self.code else text_of(op.op.source)
+        return Step(op.op.name, dtype, line, self.modules.get(op.op.module, ""), code)
 
 
 @dataclass

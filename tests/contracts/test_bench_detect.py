@@ -99,7 +99,7 @@ def test_every_plant_is_in_the_plan_in_every_place() -> None:
     planned = trials_of_bundled()
     names = {t.name for t in planned}
     assert names >= {*SIGNATURES.names(), *MUTATIONS.names(), *(n for n, p in PLANTS.items() if p.kind != "benign")}
-    assert {t.where for t in planned if t.source == "signature"} == {"first", "middle", "last", "all"}
+    assert {t.where for t in planned if t.source == "signature"} == {"", "first", "middle", "last", "all"}
     assert {t.dtype for t in planned if t.source == "signature"} == {"float32", "bfloat16"}
     assert any(t.inputs.startswith("drawn") for t in planned)
     assert len({t.key for t in planned}) == len(planned)

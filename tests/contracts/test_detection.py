@@ -33,8 +33,9 @@ def run() -> Run:
     def run_plant(name: str, dtype: torch.dtype) -> StateResult:
         session = PairSession(PLANTS[name].apply(base), Build(dtype=dtype), references.get(dtype))
         references[dtype], session.traces = session.reference, traces[dtype]
-        # What explains a logic error is tested on its own (test_repair, test_places); it does not change the verdict.
-        return run_state(session, name.startswith("lora_"), Options(singles=0, explain=PLANTS[name].kind != "logic"))
+        # What explains a logic error takes as long as the verdict and does not change it: it is asked for in one dtype.
+        options = Options(singles=0, explain=is_explained(PLANTS[name], dtype))
+        return run_state(session, name.startswith("lora_"), options)
 
     return run_plant
 
@@ -42,6 +43,10 @@ def run() -> Run:
 def expressible(kind: str) -> list[Any]:
     cases = [(p, d) for p in PLANTS.values() if p.kind == kind for d in p.dtypes]
     return [pytest.param(p, d, id=f"{p.name}-{str(d).removeprefix('torch.')}") for p, d in cases]
+
+
+def is_explained(plant: Plant, dtype: torch.dtype) -> bool:
+    return plant.kind != "logic" or dtype == plant.dtypes[-1]
 
 
 def named(result: StateResult) -> str:
@@ -57,7 +62,8 @@ def test_logic_bugs_fail_where_they_first_show(run: Run, plant: Plant, dtype: to
     assert result.facts[result.first_different].kind == plant.expect
     assert result.judged[result.first_different].logic
     assert result.judged[result.first_different].fails
-    assert named(result) in NAMED[plant.name]
+    if is_explained(plant, dtype):
+        assert named(result) in NAMED[plant.name]
 
 
 @pytest.mark.parametrize(("plant", "dtype"), expressible("precision"))

@@ -59,6 +59,15 @@ PAIR = edited(tiny_pair("planted", lora=None), output_of("blocks.1.up", lambda y
 """
 
 
+LORA = """
+from parity.lora.adapter import LoraAdapter
+from parity.lora.apply import applied
+def doubled(model, adapter):
+    targets = {path: replace(target, scaling=2 * target.scaling) for path, target in adapter.targets.items()}
+    return applied(model, LoraAdapter(adapter.name, targets))
+p = tiny_pair("planted")
+PAIR = replace(p, native=replace(p.native, apply_lora=doubled))
+"""
 HEALTHY = "from fixtures.tiny_space import *\nPAIR = spacious('planted')"
 CALLED = """
 from fixtures.tiny_space import *
@@ -166,6 +175,18 @@ def test_input_fails_and_its_rerun_fails_again(
     assert project.run(*shlex.split(lines[-1].split("rerun: ")[1])[1:]).code == 1
 
 
+@pytest.mark.parametrize(
+    ("test", "words"), [("test_lora_is_what_its_file_says", ["planted-lora_on", "native: scaling off by 2 x in 2 of 2 layers", "likely: "])]
+)
+def test_lora_fails_and_its_rerun_fails_again(project: Project, test: str, words: list[str]) -> None:
+    run = run_suite(project, LORA, test)
+    assert run.code == 1
+    assert failed_tests(run) == {test}
+    lines = run.message("planted-lora_on")
+    check_words(lines, *words)
+    assert project.run(*shlex.split(lines[-1].split("rerun: ")[1])[1:]).code == 1
+
+
 def test_every_test_of_the_suite_is_shown_to_fail() -> None:
     shown = Path(__file__).read_text(encoding="utf-8")
     written = [line[4:].split("(")[0] for file in SUITE.glob("test_*.py") for line in file.read_text().splitlines()
@@ -186,4 +207,4 @@ def test_the_suite_passes_on_a_healthy_pair(project: Project) -> None:
     project.suite = ""
     run = run_suite(project, HEALTHY, "planted", "--parity-dtype=float32", "--parity-profile=ci")
     assert run.code == 0
-    assert run.result.parseoutcomes() == {"passed": 2 * 15 + 2 * 5 + 2 + 3}
+    assert run.result.parseoutcomes() == {"passed": 2 * 15 + 2 * 6 + 2 + 3}

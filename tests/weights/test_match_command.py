@@ -124,8 +124,12 @@ def test_a_killed_run_is_resumed_to_the_same_report(
 
 def test_ctrl_c_while_measuring_leaves_a_partial_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths, report = saved(tmp_path), tmp_path / "r.json"
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # behind a shell's & it is ignored
     monkeypatch.setattr(Matcher, "_doubted", lambda *_: signal.raise_signal(signal.SIGINT))
-    result = called("match", *paths, "-o", str(report))
+    try:
+        result = called("match", *paths, "-o", str(report))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (result.exit_code, "--resume" in result.stderr) == (1, True)
     held = json.loads(report.read_text(encoding="utf-8"))
     assert (held["complete"], held["matches"]) == (False, [])
