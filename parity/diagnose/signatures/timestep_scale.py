@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from parity.diagnose.plants import UNTOUCHED, ModulePlant
 from parity.diagnose.signature import Seen, Words, close, repaired, signature
@@ -20,9 +20,14 @@ def detect(seen: Seen) -> Words:
     return repaired("timestep_scale")(seen)
 
 
-def wrong(module: nn.Module, forward: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
-    """Embed a thousandth of the timestep."""
-    return forward(timestep * 0.001, *args, **kwargs) if timestep.dim() == 1 else UNTOUCHED
+def wrong(module: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
+    """Embed a thousandth of the timestep: of the first argument with one number for each sample."""
+    given = [*args, *kwargs.values()]
+    place = next((n for n, value in enumerate(given) if isinstance(value, Tensor) and value.dim() == 1), None)
+    if place is None:
+        return UNTOUCHED
+    given[place] = given[place] * 0.001
+    return forward(*given[: len(args)], **dict(zip(kwargs, given[len(args) :], strict=True)))
 
 
 SIGNATURE = signature("timestep_scale", "timestep", 0, detect, ModulePlant(lambda module: [module], wrong))
