@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,7 +110,7 @@ class OpShadow(Shadow):
         self.matmul = ""
         self._count = 0
         self._names: dict[int, str] = {}
-        self._copies: set[int] = set()
+        self._copies: dict[int, weakref.ref[Any]] = {}
         self.splits: dict[int, tuple[str, int]] = {}
         self.slices: dict[tuple[Any, ...], dict[int, tuple[Any, ...]]] = {}
         self.lines: dict[int, SourceLine] = {}
@@ -145,16 +146,17 @@ class OpShadow(Shadow):
         return out
 
     def _name_copy(self, rule: Rule, weights: tuple[str, ...], out: Any) -> None:
-        """Name a parameter's cast copy as the parameter; memory that is used again loses that name."""
-        if rule.view or not isinstance(out, Tensor):
+        """Name a parameter's cast copy as the parameter, as long as the copy lives: its memory may be used again."""
+        if rule.view or not rule.cast or len(weights) != 1 or not isinstance(out, Tensor):
             return
-        place = memory_of(out)
-        if rule.cast and len(weights) == 1:
-            self._copies.add(place)
-            self._names[place] = weights[0]
-        elif place in self._copies:
-            self._copies.discard(place)
-            self._names.pop(place, None)
+        place, names, copies = memory_of(out), self._names, self._copies
+
+        def forget(_: Any) -> None:
+            names.pop(place, None)
+            copies.pop(place, None)
+
+        names[place] = weights[0]
+        copies[place] = weakref.ref(out.untyped_storage(), forget)
 
     def _read(self, args: Any, kwargs: Any) -> Iterable[tuple[Fingerprint | None, int]]:
         for t in leaves((args, kwargs)):
