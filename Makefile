@@ -34,7 +34,7 @@ parity: $(READY) ## judge the bundled pair, block by block, LoRA off and on
 
 test: $(READY) ## run every test; gets the one third-party source they need
 	$(BIN)/python scripts/unpack_third_party.py wan22
-	$(BIN)/pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -n 2 $(ARGS)
 
 lint: $(READY) ## style and types
 	$(BIN)/ruff check .

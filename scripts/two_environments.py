@@ -28,7 +28,7 @@ CANDIDATES = ("torch==2.12.*", "torch==2.11.*", "torch==2.10.*")
 MISSING = ("pytest", "hypothesis", "plotly", "diffusers")
 """What the reference's environment must do without; jinja2 comes with torch itself."""
 SELECTED = ("-m", "parity", "-k", "longcat and not longcat_fastvideo", "-q", "-p", "no:cacheprovider", "tests/suite")
-VOLATILE = ("seconds", "peak_memory_bytes", "reference_from")
+VOLATILE = ("seconds", "peak_memory_bytes", "reference_from", "rerun")
 TRYING = 180
 """Seconds to look for another torch."""
 
