@@ -48,7 +48,7 @@ def planted(pair: ModelPair, name: str, modules: Sequence[str]) -> Planted:
     """
     plant, count = discovered()[name].plant, [0]
     if isinstance(plant, WeightPlant):
-        return Planted(_after_load(pair, lambda model: _edited(model, modules, plant, count)), count)
+        return Planted(after_load(pair, lambda model: _edited(model, modules, plant, count)), count)
     if isinstance(plant, AdapterPlant):
         return Planted(_other_adapter(pair, modules, plant, count), count)
     wrap: Callable[[nn.Module], None]
@@ -123,7 +123,9 @@ def _wraps_value(plant: ValuePlant, count: list[int]) -> Callable[[nn.Module], N
     return wrap
 
 
-def _after_load(pair: ModelPair, edit: Callable[[nn.Module], None]) -> ModelPair:
+def after_load(pair: ModelPair, edit: Callable[[nn.Module], None]) -> ModelPair:
+    """Return the pair with the native's weights edited once they are loaded."""
+
     def load(reference: Mapping[str, Tensor], native: nn.Module) -> None:
         if pair.load is not None:
             pair.load(reference, native)

@@ -51,6 +51,15 @@ class OpCall:
         return self.func(*args, **self.kwargs)
 
 
+def waves_of(call: OpCall) -> tuple[list[Tensor], AsIs | None]:
+    """Return the sines and cosines of this forward by now, and what the call gave where it is one itself."""
+    waves: list[Tensor] = call.kept.setdefault("waves", [])
+    if call.name not in ("cos", "sin"):
+        return waves, None
+    waves.append(call.run())
+    return waves, AsIs(waves[-1])
+
+
 @dataclass(frozen=True)
 class OpPlant:
     """Ops called otherwise; `wrong` returns what a call gives instead, or `UNTOUCHED`."""

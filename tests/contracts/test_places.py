@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from fixtures.pairs.longcat import PAIR, inputs_of
-from fixtures.plants import PLANTS, after_load
+from fixtures.plants import PLANTS
 from fixtures.tiny import edited, sinusoid_low, tiny_pair
 from parity.case import ParityCase
+from parity.diagnose.planting import after_load
 from parity.engine import Engine, Settings
 from parity.pair import ModelPair
 

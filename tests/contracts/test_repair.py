@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fixtures.pairs.longcat import PAIR, inputs_of
-from fixtures.plants import PLANTS, after_load
+from fixtures.plants import PLANTS
 from fixtures.tiny import tiny_pair
+from parity.diagnose.planting import after_load
 from parity.diagnose.repair import Repair
 from parity.execution.changes import Change, ChangedForward, OpChange
 from parity.execution.shadow import Shadow

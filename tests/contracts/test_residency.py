@@ -18,11 +18,12 @@ from torch.nn import functional as F
 
 from fixtures.pairs import wan
 from fixtures.pairs.longcat import PAIR, inputs_of
-from fixtures.plants import PLANTS, after_load, native_with
+from fixtures.plants import PLANTS, native_with
 from fixtures.residency import Records, Ways, differences
 from fixtures.stepped import stepped_pair
 from fixtures.tables import NativeTable, table_pair
 from fixtures.tiny import down_rounded_twice, edited, gelu_erf, output_of, sinusoid_low, tiny_inputs, tiny_pair
+from parity.diagnose.planting import after_load
 from parity.diagnose.recorded_ops import as_data, from_data
 from parity.diagnose.side_ops import SideOps
 from parity.errors import RecordError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from parity.diagnose.nearest import Nearest
-from parity.diagnose.plants import UNTOUCHED, AsIs, OpCall, OpPlant, in_low, is_wide
+from parity.diagnose.plants import UNTOUCHED, OpCall, OpPlant, in_low, is_wide, waves_of
 from parity.diagnose.signature import rounded, signature
 
 
@@ -19,11 +19,9 @@ detect = rounded("round", _about)
 
 def wrong(call: OpCall) -> Any:
     """Multiply by a sine or cosine in bfloat16."""
-    waves = call.kept.setdefault("waves", [])
-    if call.name in ("cos", "sin"):
-        out = call.run()
-        waves.append(out)
-        return AsIs(out)
+    waves, noted = waves_of(call)
+    if noted is not None:
+        return noted
     of_waves = [w for w in waves if any(a is w or getattr(a, "_base", None) is w for a in call.args)]
     return in_low(call) if call.name == "mul" and is_wide(call) and of_waves else UNTOUCHED
 

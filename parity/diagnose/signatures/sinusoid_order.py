@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from parity.diagnose.plants import UNTOUCHED, AsIs, OpCall, OpPlant
+from parity.diagnose.plants import UNTOUCHED, OpCall, OpPlant, waves_of
 from parity.diagnose.signature import Seen, Words, close, repaired, signature
 
 
@@ -22,11 +22,9 @@ def detect(seen: Seen) -> Words:
 
 def wrong(call: OpCall) -> Any:
     """Join sines and cosines the other way round."""
-    waves = call.kept.setdefault("waves", [])
-    if call.name in ("cos", "sin"):
-        out = call.run()
-        waves.append(out)
-        return AsIs(out)
+    waves, noted = waves_of(call)
+    if noted is not None:
+        return noted
     joined = call.name == "cat" and len(call.args[0]) == 2 and all(any(p is w for w in waves) for p in call.args[0])
     return call.run(list(call.args[0])[::-1], *call.args[1:]) if joined else UNTOUCHED
 
