@@ -94,24 +94,33 @@ def place_of_difference(tap: str, native: SideOps, reference: SideOps, logic: bo
 
 
 def unmatched(ops: Sequence[OpValue], others: Values) -> dict[int, OpValue]:
-    """Walk back from the last op to values the other side has too; return the ops on the way, by number."""
+    """Walk back from the last op of every call to values the other side has too; return the ops on the way, by number."""
     by_number = {o.op.number: o for o in ops}
     region: dict[int, OpValue] = {}
-    left = [ops[-1].op.number] if ops else []
+    left = ends_of(ops)
     while left:
         op = by_number.get(left.pop())
-        if op is None or op.op.number in region or op.value is None or others.find(op.value):
+        if op is None or op.op.number in region or op.value is None or others.has(op.value):
             continue
         region[op.op.number] = op
-        left += [made for value, made in op.inputs if value is not None and not others.find(value)]
+        left += [made for value, made in op.inputs if value is not None and not others.has(value)]
     return region
+
+
+def ends_of(ops: Sequence[OpValue]) -> list[int]:
+    """Return the numbers of the ops that end a segment: the last one, and its like in other calls of the module."""
+    if not ops:
+        return []
+    read = {made for op in ops for _, made in op.inputs}
+    last = ops[-1].op
+    return [o.op.number for o in ops if (o.op.name, o.op.source) == (last.name, last.source) and o.op.number not in read]
 
 
 def first_unmatched(ops: Sequence[OpValue], others: Values) -> OpValue | None:
     """Return the first op on the way back that reads a value both sides have."""
     region = unmatched(ops, others)
     # Where data both sides have enters is where they part; a table may merely be laid out otherwise.
-    entered = [n for n, op in region.items() if any(made < 0 or others.find(value) for value, made in op.inputs)]
+    entered = [n for n, op in region.items() if any(made < 0 or others.has(value) for value, made in op.inputs)]
     return region[min(entered or region)] if region else None
 
 

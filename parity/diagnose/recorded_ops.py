@@ -73,11 +73,15 @@ def _to_op(held: Mapping[str, Any], places: Mapping[str, int]) -> OpValue:
 
 
 def _of_value(value: Fingerprint | None) -> list[float] | None:
-    return None if value is None else [value.elements, value.norm, value.total]
+    return None if value is None else [value.elements, value.norm, value.total, *(x for row in value.rows for x in row)]
 
 
 def _to_value(held: Sequence[float] | None) -> Fingerprint | None:
-    return None if held is None else Fingerprint(int(held[0]), float(held[1]), float(held[2]))
+    if held is None:
+        return None
+    elements, norm, total, *rows = held
+    pieces = tuple((float(n), float(t)) for n, t in zip(rows[::2], rows[1::2], strict=True))
+    return Fingerprint(int(elements), float(norm), float(total), pieces)
 
 
 _MOST = 1 << 20

@@ -123,7 +123,7 @@ class RepairShop:
         before, noise = self.draw.before[tap.name], self.draw.noise[tap.name]
         tried: list[tuple[float, int, Change]] = []
         drowned, helps = before < _DROWNED * noise, _HELPS * self._low_error(tap)
-        for number, change in enumerate(self._changes(tap)):
+        for number, change in enumerate(self._distinct_changes(tap)):
             if number >= _LEAST and time.process_time() - started > self.seconds:
                 break
             error = self._error(tap, change, exact=drowned)
@@ -140,8 +140,17 @@ class RepairShop:
                 return Repair(change.said(), before, after, _bug_of(change))
         return None
 
-    def _changes(self, tap: Tap) -> Iterable[Change]:
+    def _distinct_changes(self, tap: Tap) -> Iterable[Change]:
+        """List each change once, of every call of the segment."""
         segment = Segment(tap, self.native, self.reference, self.live.side.model, self.draw.of.inputs)
+        seen = set()
+        for change in map(segment.in_all_calls, self._changes(tap, segment)):
+            same = change.words, frozenset(change.ops)
+            if same not in seen:
+                seen.add(same)
+                yield change
+
+    def _changes(self, tap: Tap, segment: Segment) -> Iterable[Change]:
         wrong = [n for n in segment.read if n in self.wrong]
         right = [n for n in segment.read if n not in wrong]
         yield from parameter_changes(wrong, segment.held, tap.heads)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
-from parity.diagnose.places import unmatched
+from parity.diagnose.places import ends_of, unmatched
 from parity.diagnose.side_ops import SideOps
+from parity.execution.changes import Change
 from parity.execution.op_values import OpValue, values_of
 from parity.execution.tap import Inputs, Tap
 
@@ -53,7 +54,7 @@ class Segment:
     def suspects(self) -> list[OpValue]:
         """The region, those ops first that read a value both sides have: what is behind them differs by them."""
         values = values_of(self.theirs)
-        entries = [op for op in self.region if any(made < 0 or values.find(value) for value, made in op.inputs)]
+        entries = [op for op in self.region if any(made < 0 or values.has(value) for value, made in op.inputs)]
         return [*entries, *(op for op in self.region if op not in entries)]
 
     @cached_property
@@ -85,6 +86,23 @@ class Segment:
         """Names of the parameters that no op of the whole pass reads."""
         read = {w for op in self.native.given.values() for w in op.weights}
         return [name for name in self.held if name not in read]
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """Numbers of the last op of every call of the segment."""
+        return sorted(ends_of(self.ops))
+
+    def in_all_calls(self, change: Change) -> Change:
+        """Make a change of one call a change of all: what is wrong in the code is wrong in each call of it."""
+        ends = self._ends
+        if len(ends) < 2 or not change.ops:
+            return change
+        ops = {}
+        for number, one in change.ops.items():
+            call = sum(end < number for end in ends)
+            first = number - (ends[min(call, len(ends) - 1)] - ends[0])
+            ops.update({first + end - ends[0]: one for end in ends})
+        return replace(change, ops=ops)
 
     def line(self, op: OpValue) -> str:
         """Say where an op is."""

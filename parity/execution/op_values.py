@@ -21,13 +21,32 @@ SPLITS = frozenset({"split", "split_with_sizes", "unbind", "chunk"})
 _CLOSE = 1e-9
 
 
+PARTS = (2, 3, 4)
+"""Into how many calls a side may split what the other runs in one: guidance runs two, samples may run one by one."""
+
+
 @dataclass(frozen=True)
 class Fingerprint:
-    """A value without its order: number of elements, norm and sum, in float64."""
+    """A value without its order: number of elements, norm and sum, in float64.
+
+    Args:
+        rows: the same of equal pieces along dim 0, squared norms and sums, so that a call on a part of the batch is
+            known again in one on all of it; () where there are no such pieces.
+    """
 
     elements: int
     norm: float
     total: float
+    rows: tuple[tuple[float, float], ...] = field(default=(), compare=False, repr=False)
+
+    def in_parts(self, count: int) -> tuple[Fingerprint, ...]:
+        """Return the fingerprints of that many equal parts along dim 0, () where it cannot be cut so."""
+        each, rest = divmod(len(self.rows), count)
+        if rest or not each:
+            return ()
+        pieces = [self.rows[i : i + each] for i in range(0, len(self.rows), each)]
+        size = self.elements // count
+        return tuple(Fingerprint(size, math.sqrt(sum(n for n, _ in p)), sum(t for _, t in p)) for p in pieces)
 
     def key(self) -> tuple[int, int]:
         """Return what equal values share, up to a step of one in the second."""
@@ -73,7 +92,15 @@ class Values:
     def add(self, value: Fingerprint | None, by: OpValue | None = None) -> None:
         """Add a value."""
         if value is not None:
-            self._held.setdefault(value.key(), []).append((value, by))
+            for one in (value, *(part for count in PARTS for part in value.in_parts(count))):
+                self._held.setdefault(one.key(), []).append((one, by))
+
+    def has(self, value: Fingerprint | None) -> bool:
+        """Say whether a value is held, whole or in parts: another number of calls gave it."""
+        if value is None:
+            return False
+        cuts = (value.in_parts(count) for count in PARTS)
+        return bool(self.find(value)) or any(parts and all(map(self.find, parts)) for parts in cuts)
 
     def find(self, value: Fingerprint | None) -> list[OpValue | None]:
         """Return the ops that gave a value; None in the list stands for one that an op only read."""
@@ -186,5 +213,23 @@ class OpShadow(Shadow):
     def _fingerprint(self, tensor: Tensor) -> Fingerprint | None:
         high = self.high(tensor)
         high = torch.view_as_real(high) if high.is_complex() else high
-        norm, total = float(torch.linalg.vector_norm(high)), float(high.sum())
-        return Fingerprint(tensor.numel(), norm, total) if math.isfinite(norm) and math.isfinite(total) else None
+        return fingerprint(high)
+
+
+def fingerprint(value: Tensor) -> Fingerprint | None:
+    """Return a float64 value's fingerprint, None where it is not finite."""
+    elements, pieces = value.numel(), _pieces(value)
+    if pieces == 1:
+        norm, total = float(torch.linalg.vector_norm(value)), float(value.sum())
+        return Fingerprint(elements, norm, total) if math.isfinite(norm) and math.isfinite(total) else None
+    cut = value.reshape(pieces, -1)
+    norms, totals = torch.linalg.vector_norm(cut, dim=1).tolist(), cut.sum(1).tolist()
+    rows = tuple((n * n, t) for n, t in zip(norms, totals, strict=True))
+    norm, total = math.sqrt(sum(n for n, _ in rows)), sum(totals)
+    return Fingerprint(elements, norm, total, rows) if math.isfinite(norm) and math.isfinite(total) else None
+
+
+def _pieces(value: Tensor) -> int:
+    """Return into how many pieces dim 0 is cut: as many as any number of calls asks for."""
+    length = value.shape[0] if value.dim() > 1 and value.numel() else 1
+    return next((n for n in (12, 6, 4, 3, 2) if length % n == 0), 1)
