@@ -87,9 +87,10 @@ def _refused(plant: Planted, error: ParityError) -> Row:
 def _found(plant: Planted, engine: SharedEngine, healthy: _Healthy) -> Row:
     free = engine.free(plant.lora)
     base = {"gates": alarms(engine.outputs(free, plant.lora)), "first": "", "by": "", "likely": []}
-    if bits_alike(healthy.free, free):
+    taps, inputs = engine.live.taps, engine.live.inputs(engine.held.options.seed)
+    if bits_alike(healthy.free, free, taps, inputs):
         return {**base, "status": "no effect"}
-    apart = distances(healthy.free, free)
+    apart = distances(healthy.free, free, taps, inputs)
     result = engine.result(ParityCase(engine.pair.name, OUTPUT, "", plant.lora))
     new = _new(result, healthy.different, plant.kind)
     row = {**base, "apart": max(apart.values()), "explained": round(result.seconds.get("explained", 0.0), 3),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from parity.about import about
 from parity.engine import Engine, Settings
 from parity.execution.passes import OUTPUT
 from parity.execution.shadow import Shadow
+from parity.execution.tap import Inputs, Tap
 from parity.execution.trace import Trace
 from parity.live import LiveNative
 from parity.loaded import LoadedSide
@@ -81,22 +82,36 @@ class SharedEngine(Engine):
         return Outputs(low, native.values[OUTPUT].low, high)
 
 
-def distances(one: Trace, other: Trace) -> Mapping[str, float]:
-    """Return the relative distance of two passes' float64 values at every tap; inf where shapes differ or NaN is."""
+def distances(one: Trace, other: Trace, taps: Iterable[Tap] = (), inputs: Inputs | None = None) -> Mapping[str, float]:
+    """Return the relative distance of two passes' float64 values at every tap; inf where shapes differ or NaN is.
+
+    With taps and inputs padding is left out: what nothing reads is no part of a function.
+    """
+    valid = {tap.name: tap.valid(inputs) for tap in taps if tap.valid is not None and inputs is not None}
     found = {}
     for name, value in one.values.items():
         a, b = value.high, other.values[name].high
         assert a is not None
         assert b is not None
         size = float(a.abs().to(torch.float64).norm()) or 1.0
-        apart = float((a - b).abs().to(torch.float64).norm()) / size if a.shape == b.shape else float("inf")
+        wide = (a - b).abs().to(torch.float64) if a.shape == b.shape else a.new_full((), float("inf"))
+        apart = float(_judged(wide, valid.get(name)).norm()) / size
         found[name] = apart if apart == apart else float("inf")
     return found
 
 
-def bits_alike(one: Trace, other: Trace) -> bool:
-    """Say whether two passes have the same bits at every tap."""
-    return all(
-        v.low.shape == other.values[n].low.shape and torch.equal(v.low, other.values[n].low)
-        for n, v in one.values.items()
-    )
+def bits_alike(one: Trace, other: Trace, taps: Iterable[Tap] = (), inputs: Inputs | None = None) -> bool:
+    """Say whether two passes have the same bits at every tap, padding left out where taps and inputs are given."""
+    valid = {tap.name: tap.valid(inputs) for tap in taps if tap.valid is not None and inputs is not None}
+    for name, value in one.values.items():
+        a, b = value.low, other.values[name].low
+        if a.shape != b.shape or not torch.equal(_judged(a, valid.get(name)), _judged(b, valid.get(name))):
+            return False
+    return True
+
+
+def _judged(value: Tensor, valid: Tensor | None) -> Tensor:
+    """Leave padding out, where the native lays its values out as the reference does."""
+    if valid is None or valid.numel() != value[..., :1].numel():
+        return value
+    return value[valid.reshape(value.shape[:-1])]

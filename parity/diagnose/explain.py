@@ -13,7 +13,8 @@ from parity.diagnose.names import merged, name_bugs
 from parity.diagnose.nearest import EXPLAINED, Nearest
 from parity.diagnose.places import place_of_difference
 from parity.diagnose.recorded_ops import from_data
-from parity.diagnose.repair import Faulty, Repair, RepairShop
+from parity.diagnose.repair import Faulty, RepairShop
+from parity.diagnose.repaired import Repair
 from parity.diagnose.search import low_dtype, search, target_of
 from parity.diagnose.side_ops import SideOps, side_ops
 from parity.draws import Draw, dtypes_of, restart_of
@@ -80,7 +81,8 @@ class Explanation:
         targets = [target_of(draw, tap) for tap in taps]
         self._take(dict(search(reference, draw.of, draw.reference, targets, dtypes, low_dtype(draw))))
         if self._differs:
-            self._reference = side_ops(reference, draw.of, FromReference(dtypes, draw.inputs))
+            restart = FromReference(dtypes, draw.inputs)
+            self._reference = side_ops(reference, draw.of, restart, values_at=faulty(draw, self._judged))
         return True
 
     def _asked(self, stage: ReferenceStage, taps: list[Tap]) -> None:
@@ -153,9 +155,8 @@ class Explanation:
 
     def _faulty(self) -> list[Tap]:
         """Return the first faulty tap of each kind."""
-        names = [n for n, j in self._judged.items() if j.logic and math.isfinite(self._draw.evidence[n].logic_error)]
-        kinds = {t.kind: t for t in reversed(self._draw.session.taps) if t.name in names}
-        return sorted(kinds.values(), key=lambda t: names.index(t.name))[:_REPAIRED]
+        names = faulty(self._draw, self._judged)
+        return [tap for name in names for tap in self._draw.session.taps if tap.name == name]
 
     def _repair(self, taps: list[Tap], native: SideOps, reference: SideOps) -> None:
         """Try to repair taps, here where the native's model is, or where it can be loaded."""
@@ -218,7 +219,14 @@ def native_ops(draw: Draw, judged: Mapping[str, Judged]) -> SideOps | None:
         return None
     stage.learn_constants(draw.of)
     restart = restart_of(draw.session.taps, draw.reference, draw.free_native, draw.inputs)
-    return side_ops(stage, draw.of, restart, draw.reference.decisions)
+    return side_ops(stage, draw.of, restart, draw.reference.decisions, faulty(draw, judged))
+
+
+def faulty(draw: Draw, judged: Mapping[str, Judged]) -> list[str]:
+    """Name the first faulty tap of each kind, where the functions differ."""
+    names = [n for n, j in judged.items() if j.logic and math.isfinite(draw.evidence[n].logic_error)]
+    kinds = {t.kind: t.name for t in reversed(draw.session.taps) if t.name in names}
+    return sorted(kinds.values(), key=names.index)[:_REPAIRED]
 
 
 def _first_line(error: Exception) -> str:

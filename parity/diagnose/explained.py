@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from parity.diagnose.nearest import Nearest
 from parity.diagnose.places import Place
-from parity.diagnose.repair import Repair
+from parity.diagnose.repaired import Repair
 from parity.weights.load import WeightComparison
 
 

@@ -94,7 +94,7 @@ def place_of_difference(tap: str, native: SideOps, reference: SideOps, logic: bo
 
 
 def unmatched(ops: Sequence[OpValue], others: Values) -> dict[int, OpValue]:
-    """Walk back from the last op of every call to values the other side has too; return the ops on the way, by number."""
+    """Walk back from the last op of every call to values the other side has; return the ops on the way, by number."""
     by_number = {o.op.number: o for o in ops}
     region: dict[int, OpValue] = {}
     left = ends_of(ops)
@@ -113,7 +113,8 @@ def ends_of(ops: Sequence[OpValue]) -> list[int]:
         return []
     read = {made for op in ops for _, made in op.inputs}
     last = ops[-1].op
-    return [o.op.number for o in ops if (o.op.name, o.op.source) == (last.name, last.source) and o.op.number not in read]
+    alike = (o.op for o in ops if (o.op.name, o.op.source) == (last.name, last.source))
+    return [op.number for op in alike if op.number not in read]
 
 
 def first_unmatched(ops: Sequence[OpValue], others: Values) -> OpValue | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,8 +17,11 @@ from torch import Tensor, nn
 
 from parity.diagnose.adapter_repairs import adapted
 from parity.diagnose.forwards import Enough
+from parity.diagnose.grafts import Grafter
 from parity.diagnose.inserts import inserted, instead, masked, never_run, turned
+from parity.diagnose.left_out import left_out
 from parity.diagnose.part_repairs import changes_of_parts, factor_changes, found_factor
+from parity.diagnose.repaired import Repair
 from parity.diagnose.repairs import changes_of_ops
 from parity.diagnose.segment import Segment
 from parity.diagnose.side_ops import SideOps
@@ -37,30 +40,7 @@ from parity.stage import DrawOf
 
 SECONDS = 3.0
 """How long the taps of a draw together may take to be repaired."""
-_HELPS, _CONFIRMED, _DROWNED, _LEAST = 0.5, 6, 8.0, 12
-
-
-@dataclass(frozen=True)
-class Repair:
-    """A change of the native that restores the reference's function.
-
-    Args:
-        words: what is changed. before, after: logic_error without and with it. bug: the kind of bug it undoes, "" where
-            it has no name.
-    """
-
-    words: str
-    before: float
-    after: float
-    bug: str = ""
-
-    def sentence(self) -> str:
-        """Say it with the number it restores to."""
-        return f"with {self.words} logic_error is {self.after:.0e} ({self.before:.0e} without)"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain data for a record."""
-        return {"words": self.words, "logic_error_before": self.before, "logic_error_after": self.after}
+_SHORT, _HELPS, _CONFIRMED, _DROWNED, _LEAST = 1.5, 0.5, 6, 8.0, 12
 
 
 @dataclass(frozen=True)
@@ -120,10 +100,28 @@ class RepairShop:
             self.spent += time.process_time() - started
 
     def _repaired(self, tap: Tap, started: float) -> Repair | None:
+        segment = Segment(tap, self.native, self.reference, self.live.side.model, self.draw.of.inputs)
+        wrong = parameter_changes([n for n in segment.read if n in self.wrong], segment.held, tap.heads)
+        if (found := self._searched(tap, segment, wrong, started)) is not None:
+            return found
+        graft = Grafter(segment, lambda change: self._restored(tap, change)).found()
+        focus = None if graft is None else segment.behind(graft.ops)
+        told = graft is not None and graft.tells
+        # What a set of values tells needs no long search for what else would restore the tap.
+        since = started - (self.seconds - _SHORT if told else 0.0)
+        found = self._searched(tap, segment, self._changes(tap, segment, focus), since)
+        if found is None and graft is not None and told:
+            return Repair(graft.change.words, self.draw.before[tap.name], graft.after, graft.bug)
+        if found is None and graft is not None:
+            found = self._searched(tap, segment, self._changes(tap, segment, None), started)
+        return found
+
+    def _searched(self, tap: Tap, segment: Segment, changes: Iterable[Change], started: float) -> Repair | None:
+        """Try changes, each once and of every call of the segment, as long as there is time."""
         before, noise = self.draw.before[tap.name], self.draw.noise[tap.name]
         tried: list[tuple[float, int, Change]] = []
         drowned, helps = before < _DROWNED * noise, _HELPS * self._low_error(tap)
-        for number, change in enumerate(self._distinct_changes(tap)):
+        for number, change in enumerate(_distinct(map(segment.in_all_calls, changes))):
             if number >= _LEAST and time.process_time() - started > self.seconds:
                 break
             error = self._error(tap, change, exact=drowned)
@@ -140,20 +138,27 @@ class RepairShop:
                 return Repair(change.said(), before, after, _bug_of(change))
         return None
 
-    def _distinct_changes(self, tap: Tap) -> Iterable[Change]:
-        """List each change once, of every call of the segment."""
-        segment = Segment(tap, self.native, self.reference, self.live.side.model, self.draw.of.inputs)
-        seen = set()
-        for change in map(segment.in_all_calls, self._changes(tap, segment)):
-            same = change.words, frozenset(change.ops)
-            if same not in seen:
-                seen.add(same)
+    def _restored(self, tap: Tap, change: Change) -> float | None:
+        """Return logic_error with a change that restores a tap, None with one that does not."""
+        before, noise = self.draw.before[tap.name], self.draw.noise[tap.name]
+        error = self._error(tap, change, exact=False)
+        if before >= _DROWNED * noise and error >= max(_DROWNED * noise, _HELPS * self._low_error(tap)):
+            return None
+        exact = self._error(tap, change, exact=True)
+        return exact if exact <= self.limit else None
+
+    def _changes(self, tap: Tap, segment: Segment, focus: frozenset[int] | None) -> Iterable[Change]:
+        """List what could be wrong; with a focus, at the ops in it alone."""
+        inside = {op.op.number for op in segment.ops} - (focus or set())
+        read = list(dict.fromkeys(w for op in segment.ops if op.op.number not in inside for w in op.weights))
+        right = [n for n in (segment.read if focus is None else read) if n not in self.wrong]
+        if focus is not None:  # values of two modules that are exchanged are values both sides have
+            yield from exchanged_modules([n for n in segment.read if n not in self.wrong], segment.held)
+        for change in self._all_changes(tap, segment, right):
+            if focus is None or not change.ops or not inside.issuperset(change.ops):
                 yield change
 
-    def _changes(self, tap: Tap, segment: Segment) -> Iterable[Change]:
-        wrong = [n for n in segment.read if n in self.wrong]
-        right = [n for n in segment.read if n not in wrong]
-        yield from parameter_changes(wrong, segment.held, tap.heads)
+    def _all_changes(self, tap: Tap, segment: Segment, right: Sequence[str]) -> Iterable[Change]:
         if self.known:  # the same bug in another segment, mostly
             yield from (change for change in self._of_ops(tap, segment) if change.bug in self.known)
         yield from self._of_ops(tap, segment)
@@ -166,6 +171,7 @@ class RepairShop:
         """List the changes of the code that few ops allow."""
         yield from self._adapters(tap, segment)
         # What a change rests on comes first: a norm that never runs, an op that few changes suit.
+        yield from left_out(segment)
         yield from never_run(segment)
         yield from instead(segment)
         yield from changes_of_ops(segment, generic=False)
@@ -207,15 +213,15 @@ class RepairShop:
 
     def _error(self, tap: Tap, change: Change, exact: bool) -> float:
         """Return the relative distance from the reference with a change, exact or as computed; inf if it cannot run."""
-        try:
-            value = self._run(tap, change, exact)
-        except (ModelFailed, TapError):
-            return math.inf
         r = self.draw.reference.values[tap.name]
         theirs = r.high if exact else r.low
-        mine = value.high if exact else value.low
         assert theirs is not None
-        return math.inf if mine is None else self._distance(tap, mine, theirs)
+        try:
+            value = self._run(tap, change, exact)
+            mine = value.high if exact else value.low
+            return math.inf if mine is None else self._distance(tap, mine, theirs)
+        except (ModelFailed, TapError):
+            return math.inf
 
     def _distance(self, tap: Tap, native: Tensor, reference: Tensor) -> float:
         wide = torch.complex128 if reference.is_complex() else torch.float64
@@ -234,7 +240,10 @@ class RepairShop:
         if exact:
             replay = Decisions(replayed=self.draw.reference.decisions)
             shadow = self.live.side.shadow(Shadow, draw.inputs, dtype=draw.options.shadow_dtype, decisions=replay)
-            shadow.declare([*(new for _, new in change.parameters), *change.roots])
+            shadow.declare(
+                [*(new for _, new in change.parameters), *change.roots, *(low for low, _ in change.finer)],
+                {id(low): high for low, high in change.finer},
+            )
         inner = runner.call
 
         def call(model: nn.Module, inputs: Inputs) -> Any:
@@ -245,6 +254,16 @@ class RepairShop:
         with suppress(Enough):
             replace(runner, call=call).run(draw.inputs, self.restart(), shadow, sink=until)
         return joined(until.lows, until.highs or None)
+
+
+def _distinct(changes: Iterable[Change]) -> Iterable[Change]:
+    """Yield each change once."""
+    seen = set()
+    for change in changes:
+        same = change.words, frozenset(change.ops)
+        if same not in seen:
+            seen.add(same)
+            yield change
 
 
 def _bug_of(change: Change) -> str:

@@ -230,8 +230,17 @@ def _plus(bias: Tensor) -> Callable[[Any], Any]:
     return lambda out: out + bias.to(out.dtype)
 
 
+def _biases_missing(segment: Segment) -> list[Change]:
+    """Return the changes that add the biases that modules hold and no op reads: mostly all are left out alike."""
+    found = (change for op in segment.region for change in bias_changes(op, segment))
+    return [change for change in found if change.bug == "bias_missing"]
+
+
 def changes_of_ops(segment: Segment, generic: bool) -> Iterable[Change]:
     """List the changes of the ops that differ: of all on one line together, then one by one."""
+    if not generic and len(biases := _biases_missing(segment)) > 1:
+        ops = {number: one for change in biases for number, one in change.ops.items()}
+        yield Change(f"{biases[0].words} and {len(biases) - 1} more biases", (), ops, bug="bias_missing")
     for alike in by_line(segment.suspects):
         yield from line_changes(alike, segment, generic)
         for op in alike:

@@ -28,10 +28,13 @@ def target_of(draw: Draw, tap: Tap) -> Target:
 
 
 def low_dtype(draw: Draw) -> torch.dtype:
-    """Return the 16-bit dtype the two sides compute in; bfloat16 where neither does."""
+    """Return the 16-bit dtype the two sides compute in, or some of the native's ops do; bfloat16 where none does."""
     dtypes = [v.dtype for trace in (draw.reference, draw.native) for v in trace.values.values()]
     low = [d for d in dtypes if d.is_floating_point and bits(d) <= bits(torch.float16)]
-    return max(set(low), key=low.count) if low else torch.bfloat16
+    if not low:
+        ops = [key.rsplit(" ", 1)[-1] for name in draw.native.values for key in draw.native.segment_before(name)]
+        low = [d for d in (torch.bfloat16, torch.float16) for name in ops if name == str(d).removeprefix("torch.")]
+    return max(dict.fromkeys(low), key=low.count) if low else torch.bfloat16
 
 
 def search(

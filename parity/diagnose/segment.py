@@ -92,6 +92,29 @@ class Segment:
         """Numbers of the last op of every call of the segment."""
         return sorted(ends_of(self.ops))
 
+    def behind(self, ops: Sequence[OpValue]) -> frozenset[int]:
+        """Return the numbers of ops, of what they are made of among those that differ, and of what these read."""
+        region = {op.op.number: op for op in self.region}
+        found: set[int] = set()
+        left = [op.op.number for op in ops]
+        while left:
+            number = left.pop()
+            if number in found:
+                continue
+            found.add(number)
+            one = region.get(number)
+            left += [made for _, made in one.inputs] if one is not None else []
+        return frozenset(found)
+
+    @property
+    def calls(self) -> int:
+        """How often the segment runs in a forward."""
+        return max(1, len(self._ends))
+
+    def call_of(self, op: OpValue) -> int:
+        """Return in which of the calls an op runs."""
+        return min(self.calls - 1, sum(end < op.op.number for end in self._ends))
+
     def in_all_calls(self, change: Change) -> Change:
         """Make a change of one call a change of all: what is wrong in the code is wrong in each call of it."""
         ends = self._ends

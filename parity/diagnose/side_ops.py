@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +13,7 @@ from parity.diagnose.forwards import Enough, Nowhere
 from parity.diagnose.steps import Step, text_of
 from parity.execution.decisions import Decisions
 from parity.execution.hooks import TapHooks
+from parity.execution.kept_values import KeptValues
 from parity.execution.op_values import OpShadow, OpValue
 from parity.execution.ops import SourceLine, numbers
 from parity.execution.passes import OUTPUT, Restart
@@ -23,7 +24,7 @@ from parity.stage import DrawOf
 
 @dataclass(frozen=True)
 class SideOps:
-    """The ops of one lockstep pass of a side, with their exact values; no tensor is held.
+    """The ops of one lockstep pass of a side, with fingerprints of their exact values.
 
     Args:
         given: by op number, what it gave.
@@ -34,6 +35,8 @@ class SideOps:
         slices: groups of parts of one shape of one tensor: by number what is taken.
         lines: where those views are, by number.
         code: what lines say, by `str` of a line; of a recording, whose files may not be here.
+        values: by number, exact values of ops that the taps asked for are made of; none of a recording.
+        operands: by number and place among the inputs, exact values that no single op gave.
     """
 
     given: Mapping[int, OpValue]
@@ -44,6 +47,8 @@ class SideOps:
     slices: Sequence[Mapping[int, tuple[Any, ...]]] = ()
     lines: Mapping[int, SourceLine] = field(default_factory=dict)
     code: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[int, Tensor] = field(default_factory=dict)
+    operands: Mapping[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def of(self, tap: str) -> list[OpValue]:
         """Return the ops a tap's value is made of, in order."""
@@ -70,22 +75,30 @@ class _Watching:
     kept: Callable[[Tap, Tensor], Tensor | None] | None = field(default=None)
 
     def __call__(self, tap: Tap, value: Tensor, number: int) -> Tensor | None:
-        self.shadow.log.reached(tap.name, value)
+        self._reached(tap.name, value)
         new = self.inner(tap, value, number)
         self.shadow.log.replaced(value if new is None else new)
         return new
 
     def passed(self, tap: Tap, value: Tensor, number: int) -> None:
         """Note a tap that is recorded and not replaced."""
-        self.shadow.log.reached(tap.name, value)
+        self._reached(tap.name, value)
 
     def output(self, out: Tensor) -> Tensor:
         """Note the final output, behind which nothing is wanted."""
-        self.shadow.log.reached(OUTPUT, out)
+        self._reached(OUTPUT, out)
         raise Enough
 
+    def _reached(self, name: str, value: Tensor) -> None:
+        log, kept = self.shadow.log, self.shadow.kept
+        log.reached(name, value)
+        if kept is not None:
+            kept.reached(name, log.trace.cones[name])
 
-def side_ops(live: LiveSide, draw: DrawOf, restart: Restart, decisions: Decisions | None = None) -> SideOps:
+
+def side_ops(
+    live: LiveSide, draw: DrawOf, restart: Restart, decisions: Decisions | None = None, values_at: Iterable[str] = ()
+) -> SideOps:
     """Run one side in lockstep once more and keep what every op gives.
 
     Args:
@@ -93,12 +106,14 @@ def side_ops(live: LiveSide, draw: DrawOf, restart: Restart, decisions: Decision
         draw: the draw.
         restart: what each tap goes on with.
         decisions: to replay; None: its own.
+        values_at: names of the taps whose ops' values are kept.
     """
     model, runner = live.side.model, live.runner()
     own = None if decisions is None else Decisions(replayed=decisions)
     shadow = live.side.shadow(OpShadow, draw.inputs, dtype=draw.options.shadow_dtype, decisions=own)
     assert isinstance(shadow, OpShadow)
     shadow.name_parameters(model.named_parameters())
+    shadow.kept = KeptValues(wanted) if (wanted := frozenset(values_at)) else None
     wants = getattr(restart, "wants", lambda tap: True)
     watching = _Watching(restart, shadow, "", wants, getattr(restart, "kept", None))
     others = [t for t in runner.taps if not (t.restarts and wants(t))]
@@ -115,4 +130,8 @@ def side_ops(live: LiveSide, draw: DrawOf, restart: Restart, decisions: Decision
         watched.run(draw.inputs, watching, shadow, sink=Nowhere())
     modules = {id(module): name for name, module in model.named_modules()}
     slices = [dict(group) for group in shadow.slices.values()]
-    return SideOps(shadow.given, shadow.log.trace.cones, modules, shadow.matmul, shadow.splits, slices, shadow.lines)
+    return SideOps(
+        shadow.given, shadow.log.trace.cones, modules, shadow.matmul, shadow.splits, slices, shadow.lines,
+        values={} if shadow.kept is None else shadow.kept.values,
+        operands={} if shadow.kept is None else shadow.kept.operands,
+    )  # fmt: skip

@@ -29,7 +29,7 @@ from torch import Tensor
 from parity.diagnose.nearest import Nearest
 from parity.diagnose.places import Place
 from parity.diagnose.plants import Edit
-from parity.diagnose.repair import Repair
+from parity.diagnose.repaired import Repair
 from parity.registry import Registry, discover
 
 CATEGORIES = (

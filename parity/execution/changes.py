@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,7 @@ class Change:
         words: what is done. parameters: for some parameters, what stands for them, in their shape and dtype.
         ops: by op number, what is called instead. found: numbers for the words, found when it runs.
         bug: the kind of bug it undoes, "" where it has no name. roots: tensors that the changed calls bring along.
+        finer: of values the changed calls bring along, as they are seen and exact.
     """
 
     words: str
@@ -47,6 +48,7 @@ class Change:
     found: list[float] = field(default_factory=list)
     bug: str = ""
     roots: tuple[Tensor, ...] = ()
+    finer: Sequence[tuple[Tensor, Tensor]] = ()
 
     def said(self) -> str:
         """Say what is done, with the numbers that were found while it ran."""

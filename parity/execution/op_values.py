@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from parity.execution.kept_values import KeptValues
 from parity.execution.memory import leaves
 from parity.execution.ops import Op, OpLog, SourceLine, memory_of, source_line
 from parity.execution.rules import Rule, rule_of
@@ -62,6 +63,10 @@ class Fingerprint:
         )
 
 
+Read = tuple[Fingerprint | None, int]
+"""What an op read: its exact value, and the op that made it last (-1: lockstep set it)."""
+
+
 @dataclass(frozen=True)
 class OpValue:
     """What an op gave.
@@ -72,6 +77,7 @@ class OpValue:
             lockstep set it).
         holds_low: the output is wider than 16 bits and holds 16-bit values only.
         autocast: it ran under autocast. weights: parameters it read. scalars: numbers it was called with.
+        places: of the inputs among all that it was called with.
     """
 
     op: Op
@@ -81,6 +87,7 @@ class OpValue:
     autocast: bool
     weights: tuple[str, ...] = ()
     scalars: tuple[float, ...] = ()
+    places: tuple[int, ...] = ()
 
 
 @dataclass
@@ -127,7 +134,7 @@ class OpShadow(Shadow):
     Attributes:
         log: the ops. given: by op number, what it gave. splits: by number, views that take a tensor apart, and into
             how many. slices: parts of one shape of one tensor, by number what is taken. lines: where those views
-            are, by number. matmul: torch's float32 matmul precision in the pass.
+            are, by number. matmul: torch's float32 matmul precision in the pass. kept: takes the values, where wanted.
     """
 
     def __init__(self, **others: Any) -> None:
@@ -141,6 +148,7 @@ class OpShadow(Shadow):
         self.splits: dict[int, tuple[str, int]] = {}
         self.slices: dict[tuple[Any, ...], dict[int, tuple[Any, ...]]] = {}
         self.lines: dict[int, SourceLine] = {}
+        self.kept: KeptValues | None = None
 
     def name_parameters(self, named: Iterable[tuple[str, Tensor]]) -> None:
         """Name parameters, for ops that read them."""
@@ -156,6 +164,8 @@ class OpShadow(Shadow):
         self._count += 1
         bits_in = self.log.before(args, kwargs)
         read = () if rule.view else tuple(self._read(args, kwargs))
+        places = () if rule.view else tuple(self._places(args, kwargs))
+        in_pieces = [] if self.kept is None else list(self._in_pieces(read, args, kwargs))
         weights = self._weights(args, kwargs)
         out = super().__torch_dispatch__(func, types, args, kwargs)
         self._name_copy(rule, weights, out)
@@ -169,7 +179,11 @@ class OpShadow(Shadow):
         made = self.log.note(number, rule, bits_in, args, kwargs, out)
         if made is not None:
             scalars = tuple(float(a) for a in args if isinstance(a, (int, float)) and not isinstance(a, bool))
-            self.given[number] = self._described(number, read, weights, scalars, made)
+            self.given[number] = self._described(number, read, weights, scalars, made, places)
+            if self.kept is not None:
+                self.kept.add(number, self.high(made))
+                for place, value in in_pieces:
+                    self.kept.add(number, value, place)
         return out
 
     def _name_copy(self, rule: Rule, weights: tuple[str, ...], out: Any) -> None:
@@ -187,8 +201,22 @@ class OpShadow(Shadow):
 
     def _read(self, args: Any, kwargs: Any) -> Iterable[tuple[Fingerprint | None, int]]:
         for t in leaves((args, kwargs)):
-            if isinstance(t, Tensor) and is_float(t) and self.log.is_data(t):
+            if self._is_read(t):
                 yield self._fingerprint(t), self.log.made_by(t).bit_length() - 1
+
+    def _places(self, args: Any, kwargs: Any) -> Iterable[int]:
+        return (place for place, t in enumerate(leaves((args, kwargs))) if self._is_read(t))
+
+    def _in_pieces(self, read: Sequence[Read], args: Any, kwargs: Any) -> Iterable[tuple[int, Tensor]]:
+        """Yield the inputs that no single op gave: memory written piece by piece, a part of a value."""
+        tensors = [t for t in leaves((args, kwargs)) if self._is_read(t)] if read else []
+        for place, (tensor, (value, made)) in enumerate(zip(tensors, read, strict=True)):
+            whole = self.given.get(made)
+            if value is not None and whole is not None and (whole.value is None or not whole.value.same(value)):
+                yield place, self.high(tensor)
+
+    def _is_read(self, held: Any) -> bool:
+        return isinstance(held, Tensor) and is_float(held) and self.log.is_data(held)
 
     def _weights(self, args: Any, kwargs: Any) -> tuple[str, ...]:
         names = (self._names.get(memory_of(t)) for t in leaves((args, kwargs)) if isinstance(t, Tensor))
@@ -196,7 +224,7 @@ class OpShadow(Shadow):
 
     def _described(
         self, number: int, read: tuple[tuple[Fingerprint | None, int], ...], weights: tuple[str, ...],
-        scalars: tuple[float, ...], out: Tensor,
+        scalars: tuple[float, ...], out: Tensor, places: tuple[int, ...],
     ) -> OpValue:  # fmt: skip
         self.matmul = torch.get_float32_matmul_precision()
         wide = bits(out.dtype) > 11 and not out.is_complex()
@@ -208,6 +236,7 @@ class OpShadow(Shadow):
             autocast=self.autocast,
             weights=weights,
             scalars=scalars,
+            places=places,
         )
 
     def _fingerprint(self, tensor: Tensor) -> Fingerprint | None:

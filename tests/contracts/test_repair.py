@@ -16,7 +16,7 @@ from fixtures.pairs.longcat import PAIR, inputs_of
 from fixtures.plants import PLANTS
 from fixtures.tiny import tiny_pair
 from parity.diagnose.planting import after_load
-from parity.diagnose.repair import Repair
+from parity.diagnose.repaired import Repair
 from parity.execution.changes import Change, ChangedForward, OpChange
 from parity.execution.shadow import Shadow
 from parity.pair import Build, ModelPair

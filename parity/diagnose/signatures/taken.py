@@ -11,7 +11,11 @@ def detect(seen: Seen) -> str | None:
     """Find the earlier tap whose value it is."""
     found = (name for name, value in seen.upstream.items() if seen.holds(value))
     name = next(found, None)
-    return None if name is None else f"it is the value of {name}"
+    if name is not None:
+        return f"it is the value of {name}"
+    place = seen.found.place
+    nothing = place is not None and place.native is None and place.reference is not None and not place.notes
+    return f"what came in is handed on: the native has nothing for {place.reference}" if nothing and place else None
 
 
 def plant(value: Tensor, upstream: Tensor) -> Tensor:

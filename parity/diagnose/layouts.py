@@ -1,0 +1,68 @@
+"""One value in other layouts: dims split, merged and exchanged, as two code bases hold the same numbers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+_MOST = 12
+
+
+def layouts(value: Tensor, shape: Sequence[int]) -> Iterator[Tensor]:
+    """Yield a value in the layouts that have a shape, the plain reshape first.
+
+    Shapes: value any; what is yielded has `shape`.
+    """
+    if value.numel() != math.prod(shape):
+        return
+    yield value.reshape(tuple(shape))
+    yield from itertools.islice(_turned(value, shape), _MOST)
+
+
+def _turned(value: Tensor, shape: Sequence[int]) -> Iterator[Tensor]:
+    ours, theirs = [d for d in value.shape if d != 1], [d for d in shape if d != 1]
+    finer = theirs if len(theirs) >= len(ours) else ours
+    for order in itertools.permutations(range(len(finer))):
+        turned = [finer[i] for i in order]
+        if list(order) == sorted(order) or not _merges(turned, ours if finer is theirs else theirs):
+            continue
+        if finer is theirs:  # their dims lie in ours in this order: take them apart, then bring them into theirs
+            back = [order.index(i) for i in range(len(order))]
+            yield value.reshape(turned).permute(back).reshape(tuple(shape))
+        else:
+            yield value.reshape(ours).permute(order).reshape(tuple(shape))
+
+
+def _merges(finer: Sequence[int], coarser: Sequence[int]) -> bool:
+    """Say whether dims in a row make up coarser ones."""
+    left = list(finer)
+    for size in coarser:
+        product = 1
+        while product < size and left:
+            product *= left.pop(0)
+        if product != size:
+            return False
+    return not left
+
+
+def nearest_layout(value: Tensor, other: Tensor) -> tuple[float, Tensor | None]:
+    """Return how alike two values are (cosine, without sign) in the layout of the second that shows it best.
+
+    Shapes: value, other any, of one number of elements; the tensor returned is `value` in `other`'s shape.
+    """
+    size = float(torch.linalg.vector_norm(value)) * float(torch.linalg.vector_norm(other))
+    best, found = -1.0, None
+    for laid in layouts(value, other.shape):
+        alike = likeness(laid, other) / size if size > 0 else 0.0
+        if alike > best + 1e-12:
+            best, found = alike, laid
+    return best, found
+
+
+def likeness(one: Tensor, other: Tensor) -> float:
+    """Return the product of two values of one shape, without sign."""
+    return abs(float(torch.dot(one.reshape(-1), other.reshape(-1))))
