@@ -115,9 +115,9 @@ class LoraAudit:
     def several(self) -> None:
         """Put two adapters on at once, and one after the other; a side that takes one at a time is told."""
         if not self.report.missing and not any(one.severity == "error" for one in self.report.found):
-            with _weights_kept(self.side.model, self.adapter):
-                self._look(self._switched, "a switch of adapters")
-                self._look(self._added, "two adapters at once")
+            for look, what in ((self._switched, "a switch of adapters"), (self._added, "two adapters at once")):
+                with _weights_kept(self.side.model, self.adapter):
+                    self._look(look, what)
 
     def _switched(self) -> None:
         first, second = _halves(self.adapter)
