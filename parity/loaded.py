@@ -107,7 +107,8 @@ def stored_lora(model: nn.Module, adapter: LoraAdapter) -> LoraAdapter:
         layer = modules.get(path)
         if layer is not None and not quantised(layer):
             dtype = layer.weight.dtype
-            targets[path] = replace(one, A=one.A.to(dtype), B=one.B.to(dtype))
+            bias = None if one.bias is None else one.bias.to(dtype)
+            targets[path] = replace(one, A=one.A.to(dtype), B=one.B.to(dtype), bias=bias)
     return LoraAdapter(adapter.name, targets)
 
 

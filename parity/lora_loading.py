@@ -124,7 +124,8 @@ def loaded_from(adapter: LoraAdapter, names: Callable[[str], str] = str) -> Load
     targets = {}
     for path, one in adapter.targets.items():
         name, r = names(path), one.rank
-        extras = {} if one.magnitude is None else {"magnitude": partial(_same, one.magnitude)}
+        held = {"magnitude": one.magnitude, "diff_b": one.bias}
+        extras = {role: partial(_same, value) for role, value in held.items() if value is not None}
         targets[name] = Target(
             name, (one.B.shape[0], one.A.shape[1]), r, one.scaling * r, one.scaling, one.scaling_from,
             partial(Factors, one.A, one.B), extras,

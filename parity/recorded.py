@@ -114,9 +114,8 @@ class Recorded:
     def _adapter(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> LoraAdapter:
         def of(path: str, scaling: float, origin: str) -> LoraTarget:
             a, b = (tensors[f"{path}#{n}"].to(self._device) for n in "AB")
-            lengths = tensors.get(f"{path}#magnitude")
-            magnitude = None if lengths is None else lengths.to(self._device)
-            return LoraTarget(a, b, float(scaling), str(origin), magnitude)
+            held = {n: v.to(self._device) for n in ("magnitude", "bias") if (v := tensors.get(f"{path}#{n}")) is not None}
+            return LoraTarget(a, b, float(scaling), str(origin), **held)
 
         return LoraAdapter(note["name"], {path: of(path, *held) for path, held in note["targets"].items()})
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fixtures.lora_spellings import SPELLINGS
 from fixtures.loras import BASE, Spelled, base_state, drawn_pairs, save
 from fixtures.tiny_wan import OFFICIAL, call, tiny_wan, wan_lora
+from parity.errors import LoraError
 from parity.io.lora_files import open_lora, write_lora
 from parity.lora.adapter import LoraAdapter, LoraTarget
 from parity.lora.apply import applied, merged
@@ -97,6 +98,41 @@ def test_magnitudes_are_pefts(tmp_path: Path) -> None:
         with way(ours, read(path).adapter()):
             assert float((ours(x) - wanted).norm() / (wanted - plain).norm()) < 1e-5
         assert torch.equal(ours(x), plain)
+
+
+def with_biases(model: nn.Module) -> nn.Module:
+    """Give every linear layer a bias, the same each time."""
+    generator = torch.Generator().manual_seed(3)
+    for layer in [m for m in model.modules() if isinstance(m, nn.Linear)]:
+        layer.bias = nn.Parameter(torch.randn(layer.out_features, generator=generator), requires_grad=False)
+    return model
+
+
+def test_biases_beside_b_are_pefts(tmp_path: Path) -> None:
+    """`lora_bias`: B has a bias of its own, scaled as B is; read, applied, merged, written, loaded again."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    config = LoraConfig(r=4, lora_alpha=2, lora_bias=True, target_modules=list(BASE), init_lora_weights=False)
+    torch.manual_seed(0)
+    theirs = get_peft_model(with_biases(Layers()), config).eval()  # type: ignore[arg-type]
+    for name, value in theirs.named_parameters():
+        if "lora_B" in name and name.endswith("bias"):
+            value.data.normal_()
+    theirs.save_pretrained(str(tmp_path / "peft"))
+    x, ours = torch.randn(3, 16, generator=torch.Generator().manual_seed(0)), with_biases(Layers())
+    lora = read(tmp_path / "peft")
+    again = PeftModel.from_pretrained(with_biases(Layers()), str(written(lora, "peft", tmp_path / "to").parent)).eval()
+    with torch.no_grad():
+        plain, wanted = ours(x), theirs(x)
+        assert float((again(x) - wanted).norm() / (wanted - plain).norm()) < 1e-6
+        for way in (applied, merged):
+            with way(ours, lora.adapter()):
+                assert float((ours(x) - wanted).norm() / (wanted - plain).norm()) < 1e-5
+            assert torch.equal(ours(x), plain)
+    with pytest.raises(LoraError, match="has no bias to merge"), merged(Layers(), lora.adapter()):
+        pytest.fail("merged")
+    assert set(lora.keys.values()) == {"used"}
+    assert not lora.problems
 
 
 def test_diffusers_loads_what_is_written(tmp_path: Path) -> None:

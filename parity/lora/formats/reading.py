@@ -21,7 +21,7 @@ from parity.lora.problems import Problem, error, some
 
 EXTRAS = {"diff", "diff_b", "diff_m", "set_weight", "set_bias", "magnitude"}
 SCALARS = ("alpha", "alpha_scale", "rank")
-_KNOWN = EXTRAS | {"A", "B", *SCALARS}
+_KNOWN = EXTRAS | {"A", "B", "lora_bias", *SCALARS}
 _DEFINING = {"A", "B", "hada", "lokr", "diff", "diff_b", "diff_m", "set_weight", "multiplied"}
 Factorise = Callable[[LoraFile, "Group"], "Pair | None"]
 
@@ -127,7 +127,8 @@ class Reading:
 
     def _target(self, group: Group, pair: Pair | None, extras: dict[str, Key]) -> Target:
         scalars = [key for role in SCALARS if pair and (key := group.one(role)) is not None]
-        used = [*(pair.keys if pair else ()), *extras.values(), *scalars]
+        beside = group.one("lora_bias") if pair else None
+        used = [*(pair.keys if pair else ()), *extras.values(), *([beside] if beside else ()), *scalars]
         scale = self._scale(group, pair) if pair else Scale(0.0, 1.0, "assumed")
         self.states |= {key.key: "used" for key in used}
         shape = pair.shape if pair else two_dimensional(self.file.shape(used[0]))
@@ -135,10 +136,17 @@ class Reading:
         return Target(
             group.module, shape, pair.r if pair else None, scale.lora_alpha if pair else None, scale.scaling,
             scale.origin, pair.read if pair else None,
-            {role: partial(self.file.tensor, key) for role, key in extras.items()},
+            self._extras(extras, beside, scale.scaling),
             pair.kernel if pair else (), pair.parts if pair else 1, self.file.source.info(used[0].key).dtype,
             sum(_numel(self.file.shape(key)) for key in used if key not in scalars), rank,
         )  # fmt: skip
+
+    def _extras(self, extras: dict[str, Key], beside: Key | None, scaling: float) -> dict[str, Callable[[], Tensor]]:
+        """Return what reads the extras; a bias of B itself, `beside`, is scaled as B is."""
+        reads: dict[str, Callable[[], Tensor]] = {role: partial(self.file.tensor, key) for role, key in extras.items()}
+        if beside is not None:
+            reads["diff_b"] = partial(_bias, partial(self.file.tensor, beside), scaling, reads.get("diff_b"))
+        return reads
 
     def _scale(self, group: Group, pair: Pair) -> Scale:
         r = pair.r
@@ -174,6 +182,12 @@ class Reading:
         targets = [target for target in self.targets.values() if target.factors is not None]
         self.problems += about_alphas(targets, self.habits, self.file.given.lora_alpha)
         self.problems += about_keys(self.states, self.keys, self.prefix)
+
+
+def _bias(own: Callable[[], Tensor], scaling: float, other: Callable[[], Tensor] | None) -> Tensor:
+    """Return what a layer's bias gains. Shapes: [O]."""
+    value = own().flatten() * scaling
+    return value if other is None else value + other().flatten()
 
 
 def _numel(shape: Sequence[int]) -> int:

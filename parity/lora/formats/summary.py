@@ -10,7 +10,7 @@ from parity.lora.formats.keys import COMPONENTS, Key
 from parity.lora.loaded import KeyState, Target
 from parity.lora.problems import Problem, error, some, warning
 
-_LEFT_OUT = {"embedding", "unsupported", "lora_bias"}
+_LEFT_OUT = {"embedding", "unsupported"}
 
 
 @dataclass(frozen=True)
