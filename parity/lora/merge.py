@@ -23,14 +23,13 @@ KEPT_LIMIT = 0.9
 @torch.no_grad()
 def merge_into(layer: nn.Module, target: LoraTarget) -> tuple[float, Callable[[], None]]:
     """Merge into a layer; return the share of the weight's change that is in it now, and what puts the copies back."""
-    weight = layer.get_parameter("weight") if "weight" in layer._parameters else layer.weight
-    assert isinstance(weight, Tensor)
+    weight = _held(layer, "weight")
     data, old = weight.detach(), weight.detach().clone()
     delta = (change_of(target, weight) if target.magnitude is not None else target.delta(torch.float32)).float()
     delta = delta.to(weight.device)
     put_back = [(data, old)]
     if target.bias is not None:
-        bias: Tensor = layer.bias.detach()  # type: ignore[union-attr]
+        bias = _held(layer, "bias").detach()
         put_back.append((bias, bias.clone()))
         bias.copy_((bias.float() + target.bias.to(bias.device).float()).to(bias.dtype))
     data.copy_((data.float() + delta).to(data.dtype))
@@ -41,6 +40,12 @@ def merge_into(layer: nn.Module, target: LoraTarget) -> tuple[float, Callable[[]
             value.copy_(before)
 
     return kept, undo
+
+
+def _held(layer: nn.Module, name: str) -> Tensor:
+    value = getattr(layer, name)
+    assert isinstance(value, Tensor)
+    return value
 
 
 def check_bias(path: str, layer: nn.Module, target: LoraTarget) -> None:

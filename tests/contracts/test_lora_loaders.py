@@ -114,7 +114,7 @@ def test_biases_beside_b_are_pefts(tmp_path: Path) -> None:
 
     config = LoraConfig(r=4, lora_alpha=2, lora_bias=True, target_modules=list(BASE), init_lora_weights=False)
     torch.manual_seed(0)
-    theirs = get_peft_model(with_biases(Layers()), config).eval()  # type: ignore[arg-type]
+    theirs = get_peft_model(with_biases(Layers()), config).eval()
     for name, value in theirs.named_parameters():
         if "lora_B" in name and name.endswith("bias"):
             value.data.normal_()

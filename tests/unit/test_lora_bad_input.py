@@ -172,7 +172,7 @@ def _multiplied(folder: Path) -> Path:
 
 
 def _xlabs(folder: Path) -> Path:
-    return save(Spelled({"double_blocks.0.processor.qkv_lora1.down.weight": torch.zeros(4, 8)}), folder)
+    return save(Spelled({"single_blocks.0.processor.qkv_lora.down.weight": torch.zeros(4, 8)}), folder)
 
 
 def _duplicate(folder: Path) -> Path:
@@ -212,7 +212,7 @@ ERRORS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "integers": (_integers, "not_float"), "alpha_of_words": (_alpha_of_words, "alpha_not_a_number"),
     "alpha_infinite": (_alpha_infinite, "not_finite"), "alpha_of_shape": (_alpha_of_shape, "alpha_shape"),
     "scaled_storage": (_scaled_storage, "scaled_storage"), "multiplied": (_multiplied, "unsupported_kind"),
-    "xlabs": (_xlabs, "unsupported_dialect"), "part_missing": (_part_missing, "missing_half"),
+    "xlabs": (_xlabs, "unsupported_kind"), "part_missing": (_part_missing, "missing_half"),
     "duplicate": (_duplicate, "duplicate_pair"), "other_kind": (_other_kind, "unsupported_kind"),
     "embedding": (_embedding, "no_targets"),
 }  # fmt: skip

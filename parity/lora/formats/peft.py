@@ -105,8 +105,8 @@ def factors_below(prefix: str, target: Target, lora: LoadedLora) -> dict[str, Te
     A, B = factors_of(target)
     out = {f"{path}.lora_A.weight": A, f"{path}.lora_B.weight": B}
     if _has_bias(lora):
-        bias = target.extras["diff_b"]().flatten() / target.scaling if "diff_b" in target.extras else B.new_zeros(len(B))
-        out[f"{path}.lora_B.bias"] = stored(bias)
+        own = target.extras.get("diff_b")
+        out[f"{path}.lora_B.bias"] = stored(own().flatten() / target.scaling) if own else B.new_zeros(len(B))
     return out
 
 
@@ -139,7 +139,8 @@ def settings(lora: LoadedLora) -> dict[str, Any]:
         "rank_pattern": {f"^{_escaped(m)}": own for m, (own, _) in pairs.items() if own != r},
         "alpha_pattern": {f"^{_escaped(m)}": own for m, (_, own) in pairs.items() if own != alpha},
         "use_rslora": False, "use_dora": any("magnitude" in t.extras for t in lora.targets.values()),
-        "lora_bias": _has_bias(lora), "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False, "modules_to_save": saved or None,
+        "lora_bias": _has_bias(lora), "lora_dropout": 0.0, "bias": "none",
+        "fan_in_fan_out": False, "modules_to_save": saved or None,
     }  # fmt: skip
 
 

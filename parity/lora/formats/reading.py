@@ -21,7 +21,7 @@ from parity.lora.problems import Problem, error, some
 
 EXTRAS = {"diff", "diff_b", "diff_m", "set_weight", "set_bias", "magnitude"}
 SCALARS = ("alpha", "alpha_scale", "rank")
-_KNOWN = EXTRAS | {"A", "B", "lora_bias", *SCALARS}
+_KNOWN = EXTRAS | {"A", "B", "mid", "lora_bias", *SCALARS}
 _DEFINING = {"A", "B", "hada", "lokr", "diff", "diff_b", "diff_m", "set_weight", "multiplied"}
 Factorise = Callable[[LoraFile, "Group"], "Pair | None"]
 
@@ -44,7 +44,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Pair:
-    """A and B of a module, not yet read."""
+    """A and B of a module, not yet read; `ranks` are those of the parts where they differ."""
 
     shape: tuple[int, int]
     r: int
@@ -54,6 +54,7 @@ class Pair:
     parts: int = 1
     unscaled: bool = False
     rank: int | None = None
+    ranks: tuple[int, ...] = ()
 
 
 class Reading:
@@ -135,7 +136,7 @@ class Reading:
         rank = (pair.rank or pair.r * pair.parts) if pair else 0
         return Target(
             group.module, shape, pair.r if pair else None, scale.lora_alpha if pair else None, scale.scaling,
-            scale.origin, pair.read if pair else None,
+            scale.origin, self._factors(group, pair, scale) if pair else None,
             self._extras(extras, beside, scale.scaling),
             pair.kernel if pair else (), pair.parts if pair else 1, self.file.source.info(used[0].key).dtype,
             sum(_numel(self.file.shape(key)) for key in used if key not in scalars), rank,
@@ -148,9 +149,24 @@ class Reading:
             reads["diff_b"] = partial(_bias, partial(self.file.tensor, beside), scaling, reads.get("diff_b"))
         return reads
 
+    def _factors(self, group: Group, pair: Pair, scale: Scale) -> Callable[[], Factors]:
+        """Return what reads A and B; where parts have ranks of their own each is scaled by its own alpha / r."""
+        wanted = [self._scale_at(group, pair, r).scaling for r in pair.ranks]
+        if not scale.scaling or len({*wanted, scale.scaling}) == 1:
+            return pair.read
+
+        def read() -> Factors:
+            A, B = pair.read()
+            factors = [factor / scale.scaling for factor, r in zip(wanted, pair.ranks, strict=True) for _ in range(r)]
+            return Factors(A, B.double() * torch.tensor(factors, dtype=torch.float64))
+
+        return read
+
     def _scale(self, group: Group, pair: Pair) -> Scale:
-        r = pair.r
-        self._check_rank(group, r)
+        self._check_rank(group, max(pair.ranks, default=pair.r))
+        return self._scale_at(group, pair, pair.r)
+
+    def _scale_at(self, group: Group, pair: Pair, r: int) -> Scale:
         if pair.unscaled or not self.habits.scaled:
             return Scale(float(r), 1.0, "header" if not self.habits.scaled else "tensor")
         if (key := group.one("alpha_scale")) is not None:
