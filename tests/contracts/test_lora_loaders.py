@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -98,6 +99,26 @@ def test_magnitudes_are_pefts(tmp_path: Path) -> None:
         with way(ours, read(path).adapter()):
             assert float((ours(x) - wanted).norm() / (wanted - plain).norm()) < 1e-5
         assert torch.equal(ours(x), plain)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [("LoKr", {}), ("LoKr", {"decompose_both": True, "r": 2}), ("LoHa", {"rank_pattern": {"ffn.0": 2}})],
+)
+def test_pefts_own_products_are_read(kind: str, more: dict[str, Any], tmp_path: Path) -> None:
+    """PEFT scales a Kronecker product of two full factors by alpha / r, too."""
+    import peft
+
+    config = getattr(peft, f"{kind}Config")(**{"r": 4, "alpha": 7, "target_modules": list(BASE), **more})
+    theirs, generator = peft.get_peft_model(Layers(), config).eval(), torch.Generator().manual_seed(1)
+    for value in [p for p in theirs.parameters() if p.requires_grad]:
+        value.data = torch.randn(value.shape, generator=generator)
+    theirs.save_pretrained(str(tmp_path))
+    lora = read(tmp_path)
+    assert [problem.code for problem in lora.problems] == []
+    for module, target in lora.targets.items():
+        wanted = theirs.base_model.get_submodule(f"model.{module}").get_delta_weight("default")
+        torch.testing.assert_close(deltas_of(target)[module].dense().float(), wanted.detach(), rtol=1e-4, atol=1e-4)
 
 
 def with_biases(model: nn.Module) -> nn.Module:

@@ -19,6 +19,7 @@ from parity.lora.formats.keys import Key
 from parity.lora.formats.pairs import pair_of
 from parity.lora.formats.products import Matrix, matrix
 from parity.lora.formats.reading import Group, Pair, Reading
+from parity.lora.formats.scaling import config_of
 from parity.lora.formats.summary import Habits
 from parity.lora.loaded import Factors, LoadedLora
 from parity.lora.problems import error, some
@@ -33,7 +34,9 @@ def matches(file: LoraFile) -> bool:
 
 def read(file: LoraFile) -> LoadedLora:
     """Read LoHa and LoKr; what needs the weight itself is an error."""
-    lora = Reading(file, DIALECT.name, Habits(zero_is_rank=True), _with_companions(file)).result(_factorise)
+    honoured = {"tensor", "argument", "assumed", *(["sidecar"] if _is_pefts(file) else [])}
+    habits = Habits(frozenset(honoured), zero_is_rank=True)
+    lora = Reading(file, DIALECT.name, habits, _with_companions(file)).result(_factorise)
     multiplied = [key.key for key in file.keys if key.role == "multiplied"]
     if not multiplied:
         return lora
@@ -53,7 +56,17 @@ def _factorise(file: LoraFile, group: Group) -> Pair | None:
     hada, lokr = _by_name(group, "hada"), _by_name(group, "lokr")
     if hada:
         return _loha(file, hada)
-    return _lokr(file, lokr) if lokr else pair_of(file, group)
+    return _lokr(file, lokr, _declared(file, group.module)) if lokr else pair_of(file, group)
+
+
+def _declared(file: LoraFile, module: str) -> int | None:
+    """Return r as PEFT's settings have it: PEFT scales by alpha / r also where no factor shows r."""
+    config = config_of(file, "") if _is_pefts(file) else None
+    return None if config is None else config.r(module)
+
+
+def _is_pefts(file: LoraFile) -> bool:
+    return "peft_type" in (file.sidecar or {})
 
 
 def _by_name(group: Group, role: str) -> dict[str, Key]:
@@ -79,14 +92,14 @@ def _loha_factors(first: Matrix, second: Matrix) -> Factors:
     return Factors((b1.unsqueeze(1) * b2.unsqueeze(0)).flatten(0, 1), B)
 
 
-def _lokr(file: LoraFile, keys: dict[str, Key]) -> Pair:
+def _lokr(file: LoraFile, keys: dict[str, Key], declared: int | None) -> Pair:
     first, second = (matrix(file, keys, name, "lokr") for name in ("w1", "w2"))
     shape = (first.shape[0] * second.shape[0], first.shape[1] * second.shape[1])
     ranks = [one.rank for one in (first, second) if len(one.keys) > 1]
-    r = ranks[-1] if ranks else 1  # two full factors have no rank of their own
+    r = declared or (ranks[-1] if ranks else 1)  # two full factors have no rank of their own
     read = partial(_lokr_factors, first, second)
     used, rank = (*first.keys, *second.keys), first.rank * second.rank
-    return Pair(shape, r, read, used, second.kernel, unscaled=not ranks, rank=rank)
+    return Pair(shape, r, read, used, second.kernel, unscaled=not (ranks or declared), rank=rank)
 
 
 def _lokr_factors(first: Matrix, second: Matrix) -> Factors:

@@ -21,7 +21,6 @@ from parity.lora.loaded import Factors, LoadedLora, Target
 from parity.lora.problems import warning
 
 PREFIX = "base_model.model."
-_HABITS = Habits(honoured=frozenset({"sidecar"}))
 _SAVED = ".modules_to_save."
 
 
@@ -37,7 +36,8 @@ def _claims(key: Key) -> bool:
 
 def read(file: LoraFile) -> LoadedLora:
     """Read it; layers trained in full (`modules_to_save`, biases) replace the base's."""
-    reading = Reading(file, DIALECT.name, _HABITS, _with_saved(file))
+    honoured = {"sidecar", *(("header",) if METADATA in file.header else ())}  # the latter as diffusers writes a model's
+    reading = Reading(file, DIALECT.name, Habits(frozenset(honoured)), _with_saved(file))
     lora = reading.result(_transposed if _fan_in_fan_out(file) else pair_of)
     if file.sidecar is None and METADATA not in file.header:
         text = "there is no adapter_config.json beside the file: PEFT cannot load it, r and alpha are unknown"

@@ -132,7 +132,8 @@ class Reading:
         used = [*(pair.keys if pair else ()), *extras.values(), *([beside] if beside else ()), *scalars]
         scale = self._scale(group, pair) if pair else Scale(0.0, 1.0, "assumed")
         self.states |= {key.key: "used" for key in used}
-        shape = pair.shape if pair else two_dimensional(self.file.shape(used[0]))
+        weight = next((extras[role] for role in ("diff", "set_weight", "diff_m") if role in extras), used[0])
+        shape = pair.shape if pair else two_dimensional(self.file.shape(weight))
         rank = (pair.rank or pair.r * pair.parts) if pair else 0
         return Target(
             group.module, shape, pair.r if pair else None, scale.lora_alpha if pair else None, scale.scaling,
