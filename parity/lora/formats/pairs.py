@@ -16,7 +16,8 @@ from parity.errors import LoraFileError
 from parity.lora.formats.file import LoraFile
 from parity.lora.formats.keys import Key
 from parity.lora.formats.products import cored
-from parity.lora.formats.reading import Group, Pair, flat, two_dimensional
+from parity.lora.formats.reading import Group, Pair
+from parity.lora.formats.shapes import check_matrix, flat, two_dimensional
 from parity.lora.loaded import Factors
 
 
@@ -31,8 +32,8 @@ def pair_of(file: LoraFile, group: Group) -> Pair | None:
         return None
     if not down or not up:
         raise LoraFileError("missing_half", f"{'B' if down else 'A'} is missing, there is only {(down or up)[0].key}")
-    for key in (*down, *up):
-        _check_matrix(file, key)
+    for key in (*down, *group.parts("mid"), *up):
+        check_matrix(file, key)
     if down[0].style == "parts" or up[0].style in ("parts", "blocks"):
         return _in_parts(file, down, up)
     if len(down) > 1 or len(up) > 1:
@@ -58,14 +59,6 @@ def _cored(file: LoraFile, down: Key, middle: Key, up: Key) -> Pair:
         return Factors(cored(core, flat(A)), flat(B))
 
     return Pair((out, into * math.prod(kernel)), r, read, (down, middle, up), kernel=kernel)
-
-
-def _check_matrix(file: LoraFile, key: Key) -> None:
-    info = file.source.info(key.key)
-    if not info.dtype.is_floating_point:
-        raise LoraFileError("not_float", f"{key.key} holds {info.dtype}, a float dtype is needed")
-    if len(info.shape) < 2 or 0 in info.shape:
-        raise LoraFileError("bad_shape", f"{key.key} has shape {tuple(info.shape)}, a matrix is needed")
 
 
 def _whole(file: LoraFile, down: Key, up: Key) -> Pair:

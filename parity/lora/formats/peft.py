@@ -36,7 +36,8 @@ def _claims(key: Key) -> bool:
 
 def read(file: LoraFile) -> LoadedLora:
     """Read it; layers trained in full (`modules_to_save`, biases) replace the base's."""
-    honoured = {"sidecar", *(("header",) if METADATA in file.header else ())}  # the latter as diffusers writes a model's
+    # diffusers writes a model's LoRA so, with the settings in the header
+    honoured = {"sidecar", *(("header",) if METADATA in file.header else ())}
     reading = Reading(file, DIALECT.name, Habits(frozenset(honoured)), _with_saved(file))
     lora = reading.result(_transposed if _fan_in_fan_out(file) else pair_of)
     if file.sidecar is None and METADATA not in file.header:

@@ -16,7 +16,7 @@ from torch import Tensor
 from parity.errors import LoraFileError
 from parity.lora.formats.file import LoraFile
 from parity.lora.formats.keys import Key
-from parity.lora.formats.reading import flat, two_dimensional
+from parity.lora.formats.shapes import check_matrix, flat, two_dimensional
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,10 @@ def matrix(file: LoraFile, keys: Mapping[str, Key], name: str, kind: str) -> Mat
     """Return a matrix from the keys `name`, or `name_a`, `name_b` and the core of its number.
 
     Raises:
-        LoraFileError: a half is missing, or the factors do not fit.
+        LoraFileError: a half is missing, no matrix of floats, or the factors do not fit.
     """
+    for key in (keys[one] for one in (name, f"{name}_a", f"{name}_b", name.replace("w", "t")) if one in keys):
+        check_matrix(file, key)
     if name in keys:
         shape = file.shape(keys[name])
         return Matrix(file, (keys[name],), two_dimensional(shape), tuple(shape[2:]), min(two_dimensional(shape)))

@@ -15,6 +15,7 @@ from parity.lora.formats.file import LoraFile
 from parity.lora.formats.keys import COMPONENTS, Key, underscored
 from parity.lora.formats.names import resolved
 from parity.lora.formats.scaling import Scale, config_of, from_tensor, number, otherwise
+from parity.lora.formats.shapes import check_floats, numel, two_dimensional
 from parity.lora.formats.summary import Habits, about_alphas, about_keys
 from parity.lora.loaded import Factors, KeyState, LoadedLora, Target
 from parity.lora.problems import Problem, error, some
@@ -118,6 +119,7 @@ class Reading:
         try:
             pair = factorise(self.file, group)
             extras = {role: key for role in sorted(EXTRAS) if (key := group.one(role)) is not None}
+            self._check_extras(pair, [*extras.values(), *group.by_role.get("lora_bias", ())])
             if pair is not None or extras:
                 self.targets[group.module] = self._target(group, pair, extras)
         except LoraFileError as found:
@@ -125,6 +127,16 @@ class Reading:
             self.states |= {key.key: "unsupported" for keys in group.by_role.values() for key in keys}
         left = [key.key for keys in group.by_role.values() for key in keys if key.key not in self.states]
         self.states |= dict.fromkeys(left, "unexpected")
+
+    def _check_extras(self, pair: Pair | None, keys: Sequence[Key]) -> None:
+        """Refuse what is no float tensor, or does not fit A and B beside it."""
+        for key in keys:
+            check_floats(self.file, key)
+            shape = self.file.shape(key)
+            out, into = pair.shape if pair is not None else (0, 0)
+            sizes = {"diff": {out * into}, "diff_b": {out}, "lora_bias": {out}, "magnitude": {out, into}}.get(key.role)
+            if pair is not None and sizes is not None and numel(shape) not in sizes:
+                raise LoraFileError("bad_shape", f"{key.key} is {list(shape)}, A and B change a weight [{out}, {into}]")
 
     def _target(self, group: Group, pair: Pair | None, extras: dict[str, Key]) -> Target:
         scalars = [key for role in SCALARS if pair and (key := group.one(role)) is not None]
@@ -140,7 +152,7 @@ class Reading:
             scale.origin, self._factors(group, pair, scale) if pair else None,
             self._extras(extras, beside, scale.scaling),
             pair.kernel if pair else (), pair.parts if pair else 1, self.file.source.info(used[0].key).dtype,
-            sum(_numel(self.file.shape(key)) for key in used if key not in scalars), rank,
+            sum(numel(self.file.shape(key)) for key in used if key not in scalars), rank,
         )  # fmt: skip
 
     def _extras(self, extras: dict[str, Key], beside: Key | None, scaling: float) -> dict[str, Callable[[], Tensor]]:
@@ -205,17 +217,3 @@ def _bias(own: Callable[[], Tensor], scaling: float, other: Callable[[], Tensor]
     """Return what a layer's bias gains. Shapes: [O]."""
     value = own().flatten() * scaling
     return value if other is None else value + other().flatten()
-
-
-def _numel(shape: Sequence[int]) -> int:
-    return int(torch.Size(shape).numel())
-
-
-def two_dimensional(shape: Sequence[int]) -> tuple[int, int]:
-    """Return (O, I) of a weight, a kernel counted to I; a vector has I = 1."""
-    return (shape[0] if shape else 1, _numel(shape[1:]))
-
-
-def flat(value: Tensor) -> Tensor:
-    """Return a factor as a matrix, a kernel counted to the columns."""
-    return value.flatten(1)
