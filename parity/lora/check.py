@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from parity.lora.base import Base
+from parity.lora.formats.summary import BIAS_BESIDE
 from parity.lora.loaded import LoadedLora, Target
 from parity.lora.problems import Problem, error, some, warning
 
@@ -62,7 +63,7 @@ def _about_biases(lora: LoadedLora, base: Base, found: Fit) -> Iterator[Problem]
     if not wrong:
         return
     text = f"{len(wrong)} biases do not fit: {wrong[0]}"
-    beside = lora.format in ("peft", "diffusers") and all(text.endswith("none") for text in wrong)
+    beside = lora.format in BIAS_BESIDE and all(text.endswith("none") for text in wrong)
     yield (warning if beside else error)("bias_mismatch", text)
 
 

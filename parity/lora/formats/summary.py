@@ -10,6 +10,8 @@ from parity.lora.formats.keys import COMPONENTS, Key
 from parity.lora.loaded import KeyState, Target
 from parity.lora.problems import Problem, error, some, warning
 
+BIAS_BESIDE = frozenset({"peft", "diffusers"})
+"""Dialects whose loaders keep a bias of B beside the layer, so that the layer needs none of its own."""
 _LEFT_OUT = {"embedding", "unsupported"}
 
 
