@@ -269,3 +269,8 @@ def test_random_bytes_are_no_traceback(size: int, tmp_path: Path) -> None:
         (tmp_path / "noise.safetensors").write_bytes(start + noise)
         code, found = inspected(tmp_path / "noise.safetensors")
         assert (code, len(found["problems"]), found["target_modules"]) == (1, 1, {})
+
+
+def test_a_change_that_is_no_number_is_named_by_diff(tmp_path: Path) -> None:
+    code, found = as_json("diff", _nan(tmp_path), _nan(tmp_path))
+    assert (code, found["verdict"], codes(found, "error")) == (1, "different", ["not_finite"])
