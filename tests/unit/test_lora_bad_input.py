@@ -180,7 +180,7 @@ def _flat_product(folder: Path) -> Path:
 
 
 def _full_of_another_size(folder: Path) -> Path:
-    return edited("full_and_pair", folder, lambda k, v: v[:0] if k.endswith("ffn.0.diff") else v)
+    return edited("full_and_pair", folder, lambda k, v: v.flatten() if k.endswith("ffn.0.diff") else v)
 
 
 def _bias_of_another_size(folder: Path) -> Path:

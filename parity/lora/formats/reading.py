@@ -134,8 +134,9 @@ class Reading:
             check_floats(self.file, key)
             shape = self.file.shape(key)
             out, into = pair.shape if pair is not None else (0, 0)
-            sizes = {"diff": {out * into}, "diff_b": {out}, "lora_bias": {out}, "magnitude": {out, into}}.get(key.role)
-            if pair is not None and sizes is not None and numel(shape) not in sizes:
+            sizes = {"diff_b": {out}, "lora_bias": {out}, "magnitude": {out, into}}.get(key.role)
+            apart = sizes is not None and numel(shape) not in sizes
+            if pair is not None and (apart or (key.role == "diff" and two_dimensional(shape) != pair.shape)):
                 raise LoraFileError("bad_shape", f"{key.key} is {list(shape)}, A and B change a weight [{out}, {into}]")
 
     def _target(self, group: Group, pair: Pair | None, extras: dict[str, Key]) -> Target:
