@@ -57,10 +57,19 @@ def measure(first: Path, second: Path) -> dict[str, float]:
     start = time.perf_counter()
     compared(read(first), read(second))
     whole = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_resident()
     start = time.perf_counter()
     alone(first, second)
     return {"seconds": whole, "alone": time.perf_counter() - start, "peak": peak}
+
+
+def peak_resident() -> int:
+    """Return this program's peak resident bytes; `ru_maxrss` would count what its parent held when it was started."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines())
+    return int(lines["VmHWM"].split()[0]) * 1024
 
 
 def alone(first: Path, second: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from parity.execution.shadow import Shadow
 from parity.execution.storage import ShadowTable, bits
 from parity.execution.tap import Inputs, Tap
 from parity.lora.adapter import LoraAdapter
-from parity.lora.apply import applied, kept_share
+from parity.lora.apply import applied, kept_share, quantised
 from parity.lora.dora import change_of
 from parity.pair import Build, Side
 
@@ -95,6 +95,21 @@ def with_lora(side: LoadedSide, adapter: LoraAdapter) -> Iterator[Mapping[str, f
             yield shares
         finally:
             side.finer = earlier
+
+
+def stored_lora(model: nn.Module, adapter: LoraAdapter) -> LoraAdapter:
+    """Return an adapter with A and B in the dtype of the weights they go to, as PEFT keeps them beside a weight.
+
+    Both sides get this one: rounding of A and B, which a merge may skip, is no difference between them.
+    """
+    modules, targets = dict(model.named_modules()), dict(adapter.targets)
+    for path, one in adapter.targets.items():
+        layer = modules.get(path)
+        if layer is not None and not quantised(layer):
+            dtype = layer.weight.dtype
+            bias = None if one.bias is None else one.bias.to(dtype)
+            targets[path] = replace(one, A=one.A.to(dtype), B=one.B.to(dtype), bias=bias)
+    return LoraAdapter(adapter.name, targets)
 
 
 @contextmanager

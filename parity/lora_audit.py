@@ -115,8 +115,9 @@ class LoraAudit:
     def several(self) -> None:
         """Put two adapters on at once, and one after the other; a side that takes one at a time is told."""
         if not self.report.missing and not any(one.severity == "error" for one in self.report.found):
-            self._look(self._switched, "a switch of adapters")
-            self._look(self._added, "two adapters at once")
+            for look, what in ((self._switched, "a switch of adapters"), (self._added, "two adapters at once")):
+                with _weights_kept(self.side.model, self.adapter):
+                    self._look(look, what)
 
     def _switched(self) -> None:
         first, second = _halves(self.adapter)
@@ -180,6 +181,19 @@ def audited(
     for audit in audits:
         audit.after()
         audit.several()
+
+
+@contextmanager
+def _weights_kept(model: nn.Module, adapter: LoraAdapter) -> Iterator[None]:
+    """Put the targets' tensors back at the end: what is found wrong with a switch shall not be in later runs."""
+    modules = dict(model.named_modules())
+    held = [value for path in adapter.targets for value in modules[path].state_dict(keep_vars=True).values()]
+    before = [(value, value.detach().clone()) for value in held if isinstance(value, Tensor) and not value.is_meta]
+    yield
+    with torch.no_grad():
+        for value, old in before:
+            if not torch.equal(value, old):
+                value.copy_(old)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

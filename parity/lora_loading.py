@@ -68,15 +68,15 @@ class LoraLoader:
         if on and not self.several:
             raise LoraError("an adapter is on already, and this loader takes one at a time: it has no `activate`")
         name = f"parity_{len(on)}" if on else "default"
-        self._loaded(model, adapter, name, first=not on)
-        on.append(name)
-        try:
-            if len(on) > 1 and self.activate is not None:
-                self.activate(model, dict.fromkeys(on, 1.0))
-            yield
-        finally:
-            on.remove(name)
-            self._take_off(model, name, on)
+        with self._loaded(model, adapter, name, first=not on):
+            on.append(name)
+            try:
+                if len(on) > 1 and self.activate is not None:
+                    self.activate(model, dict.fromkeys(on, 1.0))
+                yield
+            finally:
+                on.remove(name)
+                self._take_off(model, name, on)
 
     def _take_off(self, model: nn.Module, name: str, left: list[str]) -> None:
         if left and self.delete is not None:
@@ -90,17 +90,20 @@ class LoraLoader:
     @contextmanager
     def switch(self, model: nn.Module, adapter: LoraAdapter) -> Iterator[None]:
         """Load another adapter in the place of the one that is on, as a user who switches does."""
-        self._loaded(model, adapter, "switched", first=False)
-        if self.activate is not None:
-            self.activate(model, {"switched": 1.0})
-        yield
+        with self._loaded(model, adapter, "switched", first=False):
+            if self.activate is not None:
+                self.activate(model, {"switched": 1.0})
+            yield
 
-    def _loaded(self, model: nn.Module, adapter: LoraAdapter, name: str, first: bool) -> None:
-        if self.file is not None and first:
-            self.load(model, self.file, name)
-            return
+    @contextmanager
+    def _loaded(self, model: nn.Module, adapter: LoraAdapter, name: str, first: bool) -> Iterator[None]:
+        """Load an adapter; the file stays as long as the adapter, since some pipelines read it again."""
         with scratch_folder() as folder:
-            self.load(model, written_adapter(adapter, self.format, folder, self.names), name)
+            own = self.file is not None and first
+            path = self.file if own else written_adapter(adapter, self.format, folder, self.names)
+            assert path is not None
+            self.load(model, path, name)
+            yield
 
 
 def written_adapter(adapter: LoraAdapter, format: str, folder: Path, names: Callable[[str], str] = str) -> Path:
@@ -121,7 +124,8 @@ def loaded_from(adapter: LoraAdapter, names: Callable[[str], str] = str) -> Load
     targets = {}
     for path, one in adapter.targets.items():
         name, r = names(path), one.rank
-        extras = {} if one.magnitude is None else {"magnitude": partial(_same, one.magnitude)}
+        held = {"magnitude": one.magnitude, "diff_b": one.bias}
+        extras = {role: partial(_same, value) for role, value in held.items() if value is not None}
         targets[name] = Target(
             name, (one.B.shape[0], one.A.shape[1]), r, one.scaling * r, one.scaling, one.scaling_from,
             partial(Factors, one.A, one.B), extras,

@@ -114,9 +114,9 @@ class Recorded:
     def _adapter(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> LoraAdapter:
         def of(path: str, scaling: float, origin: str) -> LoraTarget:
             a, b = (tensors[f"{path}#{n}"].to(self._device) for n in "AB")
-            lengths = tensors.get(f"{path}#magnitude")
-            magnitude = None if lengths is None else lengths.to(self._device)
-            return LoraTarget(a, b, float(scaling), str(origin), magnitude)
+            held = {name: tensors.get(f"{path}#{name}") for name in ("magnitude", "bias")}
+            more = {name: value.to(self._device) for name, value in held.items() if value is not None}
+            return LoraTarget(a, b, float(scaling), str(origin), **more)
 
         return LoraAdapter(note["name"], {path: of(path, *held) for path, held in note["targets"].items()})
 

@@ -15,7 +15,7 @@ from parity.errors import ParityError, RecordError
 from parity.execution.module_state import ModuleState
 from parity.execution.tap import Inputs
 from parity.live import LiveNative, LiveReference
-from parity.loaded import LoadedSide, load_side
+from parity.loaded import LoadedSide, load_side, stored_lora
 from parity.lora.adapter import LoraAdapter
 from parity.lora.mapping import map_adapter
 from parity.lora_audit import SideReport, audited
@@ -184,7 +184,8 @@ class PairSession:
         """The pair's LoRA in the reference's module names."""
         if self.recorded is not None:
             return self.recorded.adapter
-        return None if self.pair.lora is None else self.pair.lora(self.build, self.reference.model)
+        made = None if self.pair.lora is None else self.pair.lora(self.build, self.reference.model)
+        return None if made is None else stored_lora(self.reference.model, made)
 
     @cached_property
     def native_adapter(self) -> LoraAdapter:

@@ -34,7 +34,7 @@ def table() -> str:
     for name, dialect in dialects().items():
         spellings = [spelling for spelling, (claimed, _) in SPELLINGS.items() if claimed == name]
         alike = sum(distance(spelling) < LIMIT for spelling in spellings)
-        count = f"{alike} of {len(spellings)}" if spellings else "refused"
+        count = f"{alike} of {len(spellings)}" if spellings else "by its own names"
         keys = f"`{dialect.keys.replace('|', chr(92) + '|')}`"
         lines.append(f"| `{name}` | {keys} | {dialect.alpha} | {'yes' if dialect.write else 'no'} | {count} |")
     return "\n".join(lines)

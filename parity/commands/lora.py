@@ -119,6 +119,7 @@ def diff_files(
         problems = [problem for problem in (*a.problems, *b.problems) if problem.severity == "error"]
         a = mapped(a, rules, model) if rules is not None else a
         found = compare.compared(a, b, rtol)
+        problems += compare.unreal(found)
         shown = (str(first), str(second)) if first.name == second.name else (first.name, second.name)
         elsewhere = moved(a, b, found)
         text = [compare.rendered(found, shown), *worded(elsewhere, shown), *inspect.told(problems)]

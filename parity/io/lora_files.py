@@ -147,7 +147,8 @@ def _source(path: Path) -> SafetensorsSource | StateDictSource:
         raise LoraFileError("empty_file", f"{path} is empty: 0 bytes\nfetch or save it again")
     if start.startswith(b"GGUF"):
         raise LoraFileError("gguf", f"{path} is a GGUF file, which is not read\nuse the .safetensors it was made from")
-    if start.startswith((b"PK", b"\x80")):
+    # A header of 128, 384, ... bytes makes a safetensors file begin like a pickle; its ninth byte never does.
+    if start.startswith((b"PK", b"\x80")) and start[8:9] != b"{":
         return StateDictSource(_unpickled(path, start.startswith(b"PK")))
     return _safetensors(path, start)
 

@@ -25,6 +25,7 @@ class LoraTarget:
         scaling: the factor on B @ A, alpha already divided by the rank.
         scaling_from: where it came from (tensor, header, sidecar, argument, assumed, or in words).
         magnitude: lengths of the changed weight's rows ([O] or [O, 1]) or columns ([1, I]); None: W is only added to.
+        bias: [O], what the layer's bias gains, the scaling in it; None: nothing.
 
     Raises:
         LoraError: shapes do not fit, the rank is zero, or a value is not finite.
@@ -35,6 +36,7 @@ class LoraTarget:
     scaling: float
     scaling_from: str
     magnitude: Tensor | None = None
+    bias: Tensor | None = None
 
     def __post_init__(self) -> None:
         shapes = f"A {tuple(self.A.shape)}, B {tuple(self.B.shape)}"
@@ -45,6 +47,8 @@ class LoraTarget:
             raise LoraError(f"the ranks of A [R, in] and B [out, R] differ: {shapes}{hint}")
         if 0 in (*self.A.shape, *self.B.shape):
             raise LoraError(f"an empty LoRA target: {shapes}")
+        if self.bias is not None and self.bias.numel() != self.B.shape[0]:
+            raise LoraError(f"the bias has {self.bias.numel()} entries, B {self.B.shape[0]} outputs")
         if not math.isfinite(self.scaling):
             raise LoraError(f"scaling is {self.scaling} (from {self.scaling_from}), it must be finite")
         for name, value in self.tensors().items():
@@ -54,8 +58,8 @@ class LoraTarget:
                 raise LoraError(f"{name} {tuple(value.shape)} holds NaN or inf")
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return A, B and, where there are any, the magnitudes, by name."""
-        held = {"A": self.A, "B": self.B, "magnitude": self.magnitude}
+        """Return A, B and, where there are any, magnitudes and bias, by name."""
+        held = {"A": self.A, "B": self.B, "magnitude": self.magnitude, "bias": self.bias}
         return {name: value for name, value in held.items() if value is not None}
 
     @property

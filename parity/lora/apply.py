@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -19,12 +18,11 @@ from torch import Tensor, nn
 
 from parity.errors import LoraError
 from parity.lora.adapter import LoraAdapter, LoraTarget
-from parity.lora.dora import by_input, change_of, factors, with_magnitudes
+from parity.lora.dora import by_input, factors, with_magnitudes
+from parity.lora.merge import KEPT_LIMIT, check_bias, kept_share, merge_into, warn_of_swallowed
 from parity.numerics.chunks import norm
 
-KEPT_LIMIT = 0.9
-"""Below this share of the change a merge is warned of."""
-
+__all__ = ["KEPT_LIMIT", "AppliedModule", "AppliedReport", "applied", "kept_share", "merged", "quantised"]
 
 @dataclass(frozen=True)
 class AppliedModule:
@@ -70,7 +68,7 @@ def applied(model: nn.Module, adapter: LoraAdapter) -> Iterator[AppliedReport]:
 
 @contextmanager
 def merged(model: nn.Module, adapter: LoraAdapter) -> Iterator[AppliedReport]:
-    """Add `scaling * B @ A`, computed in float32, to each target's weight and cast; the copy kept is put back on exit.
+    """Add `scaling * B @ A`, computed in float32, to each target's weight and cast; the copies are put back on exit.
 
     Warns where the dtype of the weights swallows a tenth of the change or more (class "stored-weight rounding").
 
@@ -79,15 +77,16 @@ def merged(model: nn.Module, adapter: LoraAdapter) -> Iterator[AppliedReport]:
     """
     layers = _layers(model, adapter)
     _check_mergeable(layers)
+    for path, (layer, target) in layers.items():
+        check_bias(path, layer, target)
     described = _described(layers)
     with ExitStack() as stack:
         for path, (layer, target) in layers.items():
-            kept, undo = _merge(_weight(layer), target)
+            kept, undo = merge_into(layer, target)
             stack.callback(undo)
             described[path] = replace(described[path], kept=kept)
-        report = AppliedReport(adapter.name, "merged", described)
-        _warn_of_swallowed(report)
-        yield report
+        warn_of_swallowed(adapter.name, {path: one.kept for path, one in described.items()})
+        yield AppliedReport(adapter.name, "merged", described)
 
 
 def _layers(model: nn.Module, adapter: LoraAdapter) -> dict[str, tuple[nn.Module, LoraTarget]]:
@@ -101,7 +100,9 @@ def _layers(model: nn.Module, adapter: LoraAdapter) -> dict[str, tuple[nn.Module
 
 
 def _changes(target: LoraTarget) -> bool:
-    return target.magnitude is not None or bool(target.A.any() and target.B.any() and target.scaling)
+    if target.magnitude is not None or (target.bias is not None and bool(target.bias.any())):
+        return True
+    return bool(target.A.any() and target.B.any() and target.scaling)
 
 
 def _found(path: str, modules: Mapping[str, nn.Module], adapter: LoraAdapter) -> nn.Module:
@@ -184,6 +185,10 @@ def _wrap(layer: nn.Module, target: LoraTarget) -> Callable[[], None]:
         names.append(_free_name(layer, "lora_magnitude"))
         layer.register_buffer(names[-1], factors(target, _weight(layer)).to(device, dtype), persistent=False)
         layer.__dict__["forward"] = with_magnitudes(layer, layer.__dict__["forward"], names[-1], by_input(target))
+    if target.bias is not None:
+        names.append(_free_name(layer, "lora_bias"))
+        layer.register_buffer(names[-1], target.bias.detach().to(device, dtype, copy=True), persistent=False)
+        layer.__dict__["forward"] = _with_bias(layer, layer.__dict__["forward"], names[-1])
 
     def undo() -> None:
         layer.__dict__.pop("forward", None)
@@ -209,6 +214,16 @@ def _free_name(layer: nn.Module, name: str) -> str:
     return next(free for free in names if not hasattr(layer, free))
 
 
+def _with_bias(layer: nn.Module, forward: Callable[..., Any], name: str) -> Callable[..., Any]:
+    def with_bias(*args: Any, **kwargs: Any) -> Any:
+        result = forward(*args, **kwargs)
+        y = result[0] if isinstance(result, tuple) else result
+        y = (y + getattr(layer, name)).to(y.dtype)
+        return (y, *result[1:]) if isinstance(result, tuple) else y
+
+    return with_bias
+
+
 def _with_lora(
     layer: nn.Module, forward: Callable[..., Any], name_a: str, name_b: str, scaling: float
 ) -> Callable[..., Any]:
@@ -221,34 +236,3 @@ def _with_lora(
         return (y, *result[1:]) if isinstance(result, tuple) else y
 
     return with_lora
-
-
-@torch.no_grad()
-def _merge(weight: Tensor, target: LoraTarget) -> tuple[float, Callable[[], None]]:
-    """Merge into the weight; return the share of the change that is in it now, and what puts the copy back."""
-    data, old = weight.detach(), weight.detach().clone()
-    delta = (change_of(target, weight) if target.magnitude is not None else target.delta(torch.float32)).float()
-    delta = delta.to(weight.device)
-    data.copy_((data.float() + delta).to(data.dtype))
-    kept = kept_share(data, old, delta)
-
-    def undo() -> None:
-        data.copy_(old)
-
-    return kept, undo
-
-
-def kept_share(new: Tensor, old: Tensor, delta: Tensor) -> float:
-    """Return how much of a change is in a weight once it is merged: the projection of what changed on it."""
-    size = norm(delta) ** 2
-    moved = new.detach().float() - old.float()
-    return float((moved * delta).sum(dtype=torch.float64)) / size if size else 1.0
-
-
-def _warn_of_swallowed(report: AppliedReport) -> None:
-    low = {path: one for path, one in report.modules.items() if one.kept < KEPT_LIMIT}
-    if low:
-        path, worst = min(low.items(), key=lambda item: item[1].kept)
-        text = f"stored-weight rounding: merging {report.name!r} keeps less than {KEPT_LIMIT:.0%} of the change in"
-        where = f"{text} {len(low)} of {len(report.modules)} modules, {worst.kept:.0%} in {path!r}"
-        warnings.warn(f"{where}; apply it unmerged", UserWarning, stacklevel=4)

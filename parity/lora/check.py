@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from parity.lora.base import Base
+from parity.lora.formats.summary import BIAS_BESIDE
 from parity.lora.loaded import LoadedLora, Target
-from parity.lora.problems import Problem, error, some
+from parity.lora.problems import Problem, error, some, warning
 
 
 @dataclass
@@ -32,7 +33,7 @@ def fit(lora: LoadedLora, base: Base) -> Fit:
     found = Fit()
     for target in lora.targets.values():
         _place(target, base, found)
-    found.problems += [*_about_missing(found, base), *_about_shapes(found)]
+    found.problems += [*_about_biases(lora, base, found), *_about_missing(found, base), *_about_shapes(found)]
     if not found.matched and not found.wrong:
         text = f"none of the {len(lora.targets)} modules of the LoRA is in the model: loaders would change nothing"
         found.problems.insert(0, error("no_module_matched", f"{text}{_way_out(found, base)}"))
@@ -49,7 +50,6 @@ def _place(target: Target, base: Base, found: Fit) -> None:
             found.turned.add(target.module)
     else:
         found.matched.append(target.module)
-        found.problems += _about_bias(target, base)
 
 
 def _has_weight(target: Target) -> bool:
@@ -57,14 +57,24 @@ def _has_weight(target: Target) -> bool:
     return target.factors is not None or bool({"diff", "diff_m", "set_weight"} & set(target.extras))
 
 
-def _about_bias(target: Target, base: Base) -> Iterator[Problem]:
+def _about_biases(lora: LoadedLora, base: Base, found: Fit) -> Iterator[Problem]:
+    """Name the biases that do not fit; beside a layer without one PEFT applies B's, where others drop it."""
+    wrong = [text for module in found.matched for text in _wrong_biases(lora.targets[module], base)]
+    if not wrong:
+        return
+    text = f"{len(wrong)} biases do not fit: {wrong[0]}"
+    beside = lora.format in BIAS_BESIDE and all(text.endswith("none") for text in wrong)
+    yield (warning if beside else error)("bias_mismatch", text)
+
+
+def _wrong_biases(target: Target, base: Base) -> Iterator[str]:
     for role in ("diff_b", "set_bias"):
         if role not in target.extras:
             continue
         size, there = target.extras[role]().numel(), base.shapes.get(f"{target.module}.bias")
         if there is None or there.numel() != size:
-            has = "has no bias" if there is None else f"has a bias of {there.numel()}"
-            yield error("bias_mismatch", f"{target.module}: the file changes a bias of {size}, the model {has}")
+            has = "none" if there is None else f"one of {there.numel()}"
+            yield f"{target.module}: the file changes a bias of {size}, the model has {has}"
 
 
 def _about_missing(found: Fit, base: Base) -> Iterator[Problem]:

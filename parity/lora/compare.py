@@ -14,7 +14,7 @@ from parity.lora.delta import Apart, apart, changed_names, deltas_of
 from parity.lora.factors import near, worded_factor
 from parity.lora.formats.names import flattened
 from parity.lora.loaded import LoadedLora, Target
-from parity.lora.problems import some
+from parity.lora.problems import Problem, error, some
 
 RTOL = 1e-6
 """Two files are the same below this: what one rounding of alpha or of float32 factors leaves."""
@@ -122,6 +122,12 @@ def _left_over(target: Target, other: Target | None) -> Iterator[str]:
         yield from _changing(target)
     elif target.shape == other.shape and (names := set(changed_names(target)) - set(changed_names(other))):
         yield from (name for name in _changing(target) if name in names)
+
+
+def unreal(found: Comparison) -> list[Problem]:
+    """Say where a change is no number, which differs from everything."""
+    broken = [name for name, row in found.rows.items() if math.isnan(row.rel_l2)]
+    return [error("not_finite", f"{len(broken)} targets hold NaN or inf: {some(broken)}")] if broken else []
 
 
 def rendered(found: Comparison, names: tuple[str, str]) -> str:

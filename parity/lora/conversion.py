@@ -74,9 +74,18 @@ def _as_target(module: str, mapped_target: LoraTarget, plan: KeyPlan) -> Target:
     r = target.rank // parts
     return Target(
         module, (target.B.shape[0], target.A.shape[1]), r, target.scaling * r, target.scaling, target.scaling_from,
-        partial(Factors, target.A, target.B), parts=parts, dtype=target.A.dtype,
+        partial(Factors, target.A, target.B), _beside(target), parts=parts, dtype=target.A.dtype,
         parameters=target.A.numel() + target.B.numel(), rank=target.rank,
     )  # fmt: skip
+
+
+def _beside(target: LoraTarget) -> dict[str, Callable[[], Tensor]]:
+    held = {"magnitude": target.magnitude, "diff_b": target.bias}
+    return {role: partial(_same, value) for role, value in held.items() if value is not None}
+
+
+def _same(value: Tensor) -> Tensor:
+    return value
 
 
 def _trimmed(target: LoraTarget) -> LoraTarget:

@@ -71,7 +71,8 @@ class Answers:
 def expected(target: LoraTarget, x: Tensor) -> Tensor:
     """Return what a target adds to a layer's output. Shapes: x [N, I] to [N, O]."""
     A, B = target.A.to(x), target.B.to(x)
-    return (x @ A.t()) @ B.t() * target.scaling
+    change = (x @ A.t()) @ B.t() * target.scaling
+    return change if target.bias is None else change + target.bias.to(x)
 
 
 def effects(adapter: LoraAdapter, answers: Answers) -> dict[str, ModuleEffect]:

@@ -72,7 +72,8 @@ class Target:
             raise LoraFileError("full_change", text)
         A, B = self.factors()
         magnitude = self.extras["magnitude"]() if "magnitude" in self.extras else None
-        return LoraTarget(A, B, self.scaling, self.scaling_from, magnitude)
+        bias = self.extras["diff_b"]().flatten() if "diff_b" in self.extras else None
+        return LoraTarget(A, B, self.scaling, self.scaling_from, magnitude, bias)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +106,8 @@ class LoadedLora:
         Raises:
             LoraError: it has no targets, or some that are not low-rank alone.
         """
-        extra = [target.module for target in self.targets.values() if set(target.extras) - {"magnitude"}]
+        extra = [target.module for target in self.targets.values() if set(target.extras) - {"magnitude", "diff_b"}]
         if extra:
-            text = f"{len(extra)} targets change more than B @ A and magnitudes do, the first {extra[0]!r}"
+            text = f"{len(extra)} targets change more than B @ A, magnitudes and biases do, the first {extra[0]!r}"
             raise LoraFileError("full_change", text)
         return LoraAdapter(name, {module: target.target() for module, target in self.targets.items()})

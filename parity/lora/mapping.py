@@ -2,7 +2,8 @@
 
 W_native is cut, transposed, permuted and joined from W_reference; B @ A is linear in W, so the same is done to B and A:
 cutting rows slices B, cutting columns slices A, transposing exchanges their roles, permuting rows permutes B, joining
-layers with A of their own stacks A and sets B in diagonal blocks. Letters: R rank, I inputs, O outputs.
+layers with A of their own stacks A and sets B in diagonal blocks. What belongs to rows is carried by `rows`.
+Letters: R rank, I inputs, O outputs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from parity.errors import LoraError
+from parity.lora import rows
 from parity.lora.adapter import LoraAdapter, LoraTarget
 from parity.weights.keymap import KeyMap
 from parity.weights.piece import Piece
@@ -60,8 +62,6 @@ def _checked(path: str, target: LoraTarget, plan: KeyPlan) -> LoraTarget:
     shape = plan.reference_shapes[_weight_key(path, plan)]
     wanted = (shape[0], shape.numel() // shape[0]) if len(shape) > 1 else tuple(shape)
     given = (target.B.shape[0], target.A.shape[1])
-    if target.magnitude is not None:
-        raise LoraError(f"{path!r} has magnitudes (DoRA), which are not carried through a key map")
     if given != wanted:
         raise LoraError(f"{path!r}: B @ A is {given}, the weight is {tuple(shape)}; the adapter is of another model")
     return target
@@ -81,12 +81,13 @@ def _taken(piece: Piece, target: LoraTarget) -> LoraTarget:
         A, B = B.t(), A.t()
     if piece.permute is not None:
         B = B[torch.tensor(piece.permute, device=B.device)]
-    return replace(target, A=A, B=B)
+    magnitude, bias = rows.taken(piece, target)
+    return replace(target, A=A, B=B, magnitude=magnitude, bias=bias)
 
 
 def _joined(native: str, placed: Placed, pieces: Sequence[Piece], shape: torch.Size) -> LoraTarget:
     """Join the parts of a native weight; parts without an adapter stay unchanged."""
-    target = placed[0][1] if len(pieces) == 1 else _fused(placed, pieces)
+    target = placed[0][1] if len(pieces) == 1 else _fused(native, placed, pieces)
     wanted = (shape[0], shape.numel() // shape[0]) if len(shape) > 1 else tuple(shape)
     if (target.B.shape[0], target.A.shape[1]) != wanted:
         given = (target.B.shape[0], target.A.shape[1])
@@ -94,18 +95,20 @@ def _joined(native: str, placed: Placed, pieces: Sequence[Piece], shape: torch.S
     return target
 
 
-def _fused(placed: Placed, pieces: Sequence[Piece]) -> LoraTarget:
+def _fused(native: str, placed: Placed, pieces: Sequence[Piece]) -> LoraTarget:
     scaling = next((target.scaling for _, target in placed if target.scaling), 0.0)
     parts = [(piece, _rescaled(target, scaling)) for piece, target in placed]
     origin = " + ".join(dict.fromkeys(target.scaling_from for _, target in placed))
-    rows, size = pieces[0].native_dim == 0, pieces[-1].native_stop
-    kept = [target.A if rows else target.B for _, target in parts]
-    placed_in = [(piece, target.B if rows else target.A.t()) for piece, target in parts]
+    magnitude, bias = rows.joined(native, placed, pieces)
+    by_rows, size = pieces[0].native_dim == 0, pieces[-1].native_stop
+    kept = [target.A if by_rows else target.B for _, target in parts]
+    placed_in = [(piece, target.B if by_rows else target.A.t()) for piece, target in parts]
     if all(torch.equal(kept[0], other) for other in kept[1:]):
         shared, blocks = kept[0], _stacked(placed_in, size)
     else:
-        shared, blocks = torch.cat(kept, dim=0 if rows else 1), _diagonal(placed_in, size)
-    return LoraTarget(shared, blocks, scaling, origin) if rows else LoraTarget(blocks.t(), shared, scaling, origin)
+        shared, blocks = torch.cat(kept, dim=0 if by_rows else 1), _diagonal(placed_in, size)
+    A, B = (shared, blocks) if by_rows else (blocks.t(), shared)
+    return LoraTarget(A, B, scaling, origin, magnitude, bias)
 
 
 def _rescaled(target: LoraTarget, scaling: float) -> LoraTarget:
@@ -144,5 +147,3 @@ def _diagonal(parts: Sequence[tuple[Piece, Tensor]], size: int) -> Tensor:
 
 def _widest(parts: Sequence[tuple[Piece, Tensor]]) -> torch.dtype:
     return torch.float64 if any(part.dtype == torch.float64 for _, part in parts) else parts[0][1].dtype
-
-

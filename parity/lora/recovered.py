@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from parity.errors import LoraFileError
-from parity.lora.formats.reading import two_dimensional
+from parity.lora.formats.shapes import two_dimensional
 from parity.lora.loaded import Factors, LoadedLora, Target
 from parity.lora.problems import Problem, error, some
 

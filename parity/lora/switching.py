@@ -10,7 +10,7 @@ from types import TracebackType
 from torch import nn
 
 from parity.errors import LoraError, UsageError
-from parity.lora.adapter import LoraAdapter
+from parity.lora.adapter import LoraAdapter, LoraTarget
 from parity.lora.apply import applied
 
 
@@ -100,5 +100,9 @@ def weighted(adapter: LoraAdapter, weight: float) -> LoraAdapter:
     """
     if weight != 1 and any(target.magnitude is not None for target in adapter.targets.values()):
         raise LoraError(f"adapter {adapter.name!r} has magnitudes (DoRA): it is on or off, with no weight of its own")
-    targets = {path: replace(target, scaling=target.scaling * weight) for path, target in adapter.targets.items()}
-    return LoraAdapter(adapter.name, targets)
+    return LoraAdapter(adapter.name, {path: _weighted(target, weight) for path, target in adapter.targets.items()})
+
+
+def _weighted(target: LoraTarget, weight: float) -> LoraTarget:
+    bias = None if target.bias is None else target.bias * weight
+    return replace(target, scaling=target.scaling * weight, bias=bias)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from fixtures.lora_spellings import SPELLINGS
 from fixtures.loras import BASE, Spelled, drawn_deltas, drawn_pairs, save
@@ -102,6 +103,67 @@ def test_a_wrong_change_would_show(tmp_path: Path) -> None:
 def test_it_is_said_where_the_scaling_came_from(name: str, origin: str, tmp_path: Path) -> None:
     lora = read_lora(spelled(name, tmp_path))
     assert {target.scaling_from for target in lora.targets.values()} == {origin}
+
+
+def test_factors_around_a_core(tmp_path: Path) -> None:
+    """Tucker's form of a convolution [6, 4, 3, 3], of plain factors, of LoHa and of LoKr (with w1 [2, 2])."""
+    g = torch.Generator().manual_seed(0)
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(size, generator=g)
+
+    def rebuilt(t: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return torch.einsum("ijxy,ip,jq->pqxy", t, a, b)
+
+    t, a, b, t2, a2, b2 = draw(2, 2, 3, 3), draw(2, 6), draw(2, 4), draw(2, 2, 3, 3), draw(2, 6), draw(2, 4)
+    core, w1, ka, kb = draw(2, 5, 3, 3), draw(2, 2), draw(2, 3), draw(2, 2)
+    up, down = draw(6, 2, 1, 1), draw(5, 4, 1, 1)
+    tensors = {
+        "lora_unet_c.lora_up.weight": up, "lora_unet_c.lora_mid.weight": core, "lora_unet_c.lora_down.weight": down,
+        "lora_unet_h.hada_t1": t, "lora_unet_h.hada_w1_a": a, "lora_unet_h.hada_w1_b": b, "lora_unet_h.hada_t2": t2,
+        "lora_unet_h.hada_w2_a": a2, "lora_unet_h.hada_w2_b": b2, "lora_unet_k.lokr_w1": w1, "lora_unet_k.lokr_t2": t,
+        "lora_unet_k.lokr_w2_a": ka, "lora_unet_k.lokr_w2_b": kb,
+    }  # fmt: skip
+    tensors |= {f"lora_unet_{name}.alpha": torch.tensor(1.0) for name in "chk"}
+    wanted = {
+        "c": rebuilt(core, up[..., 0, 0].t(), down[..., 0, 0]), "h": rebuilt(t, a, b) * rebuilt(t2, a2, b2),
+        "k": torch.einsum("ab,cdxy->acbdxy", w1, rebuilt(t, ka, kb)).reshape(6, 4, 3, 3),
+    }  # fmt: skip
+    found = open_lora(save(Spelled(tensors), tmp_path))
+    lora = read_lora(LoraFile(found.source, found.header, found.sidecar, Given(modules="chk")))
+    assert (set(lora.keys.values()), {target.kernel for target in lora.targets.values()}) == ({"used"}, {(3, 3)})
+    for module, value in wanted.items():
+        dense = deltas_of(lora.targets[module])[module].dense().float()
+        torch.testing.assert_close(dense, 0.5 * value.flatten(1), rtol=1e-5, atol=1e-5)
+
+
+def test_parts_of_a_fused_layer_may_have_ranks_of_their_own(tmp_path: Path) -> None:
+    """Each part is scaled by alpha over its own rank."""
+    g, parts = torch.Generator().manual_seed(0), ((2, 3), (4, 5))
+    tensors, changes = {"lora_unet_qk.alpha": torch.tensor(1.0)}, []
+    for j, (r, out) in enumerate(parts):
+        A, B = torch.randn(r, 8, generator=g), torch.randn(out, r, generator=g)
+        tensors |= {f"lora_unet_qk.lora_down.{j}.weight": A, f"lora_unet_qk.lora_up.{j}.weight": B}
+        changes.append(B @ A / r)
+    found = open_lora(save(Spelled(tensors), tmp_path))
+    lora = read_lora(LoraFile(found.source, found.header, found.sidecar, Given(modules=["qk"])))
+    torch.testing.assert_close(deltas_of(lora.targets["qk"])["qk"].dense().float(), torch.cat(changes))
+    assert not lora.problems
+
+
+def test_factors_of_an_attentions_processor(tmp_path: Path) -> None:
+    g = torch.Generator().manual_seed(0)
+    tensors: dict[str, Tensor] = {}
+    wanted: dict[str, Tensor] = {}
+    for key, module, out in (("qkv_lora1", "img_attn.qkv", 24), ("proj_lora2", "txt_attn.proj", 8)):
+        A, B = torch.randn(2, 8, generator=g), torch.randn(out, 2, generator=g)
+        path = f"double_blocks.3.processor.{key}"
+        tensors |= {f"{path}.down.weight": A, f"{path}.up.weight": B}
+        wanted[f"double_blocks.3.{module}"] = B @ A
+    lora = read_lora(opened(save(Spelled(tensors), tmp_path)))
+    assert (lora.format, set(lora.keys.values())) == ("xlabs", {"used"})
+    for module, value in wanted.items():
+        torch.testing.assert_close(deltas_of(lora.targets[module])[module].dense().float(), value)
 
 
 def test_real_products_of_lycoris(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from fixtures.lora_spellings import SPELLINGS
 from fixtures.loras import BASE, Spelled, base_state, drawn_pairs, save
 from fixtures.tiny_wan import OFFICIAL, call, tiny_wan, wan_lora
+from parity.errors import LoraError
 from parity.io.lora_files import open_lora, write_lora
 from parity.lora.adapter import LoraAdapter, LoraTarget
 from parity.lora.apply import applied, merged
@@ -97,6 +99,61 @@ def test_magnitudes_are_pefts(tmp_path: Path) -> None:
         with way(ours, read(path).adapter()):
             assert float((ours(x) - wanted).norm() / (wanted - plain).norm()) < 1e-5
         assert torch.equal(ours(x), plain)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [("LoKr", {}), ("LoKr", {"decompose_both": True, "r": 2}), ("LoHa", {"rank_pattern": {"ffn.0": 2}})],
+)
+def test_pefts_own_products_are_read(kind: str, more: dict[str, Any], tmp_path: Path) -> None:
+    """PEFT scales a Kronecker product of two full factors by alpha / r, too."""
+    import peft
+
+    config = getattr(peft, f"{kind}Config")(**{"r": 4, "alpha": 7, "target_modules": list(BASE), **more})
+    theirs, generator = peft.get_peft_model(Layers(), config).eval(), torch.Generator().manual_seed(1)
+    for value in [p for p in theirs.parameters() if p.requires_grad]:
+        value.data = torch.randn(value.shape, generator=generator)
+    theirs.save_pretrained(str(tmp_path))
+    lora = read(tmp_path)
+    assert [problem.code for problem in lora.problems] == []
+    for module, target in lora.targets.items():
+        wanted = theirs.base_model.get_submodule(f"model.{module}").get_delta_weight("default")
+        torch.testing.assert_close(deltas_of(target)[module].dense().float(), wanted.detach(), rtol=1e-4, atol=1e-4)
+
+
+def with_biases(model: nn.Module) -> nn.Module:
+    """Give every linear layer a bias, the same each time."""
+    generator = torch.Generator().manual_seed(3)
+    for layer in [m for m in model.modules() if isinstance(m, nn.Linear)]:
+        layer.bias = nn.Parameter(torch.randn(layer.out_features, generator=generator), requires_grad=False)
+    return model
+
+
+def test_biases_beside_b_are_pefts(tmp_path: Path) -> None:
+    """`lora_bias`: B has a bias of its own, scaled as B is; read, applied, merged, written, loaded again."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    config = LoraConfig(r=4, lora_alpha=2, lora_bias=True, target_modules=list(BASE), init_lora_weights=False)
+    torch.manual_seed(0)
+    theirs = get_peft_model(with_biases(Layers()), config).eval()
+    for name, value in theirs.named_parameters():
+        if "lora_B" in name and name.endswith("bias"):
+            value.data.normal_()
+    theirs.save_pretrained(str(tmp_path / "peft"))
+    x, ours = torch.randn(3, 16, generator=torch.Generator().manual_seed(0)), with_biases(Layers())
+    lora = read(tmp_path / "peft")
+    again = PeftModel.from_pretrained(with_biases(Layers()), str(written(lora, "peft", tmp_path / "to").parent)).eval()
+    with torch.no_grad():
+        plain, wanted = ours(x), theirs(x)
+        assert float((again(x) - wanted).norm() / (wanted - plain).norm()) < 1e-6
+        for way in (applied, merged):
+            with way(ours, lora.adapter()):
+                assert float((ours(x) - wanted).norm() / (wanted - plain).norm()) < 1e-5
+            assert torch.equal(ours(x), plain)
+    with pytest.raises(LoraError, match="has no bias to merge"), merged(Layers(), lora.adapter()):
+        pytest.fail("merged")
+    assert set(lora.keys.values()) == {"used"}
+    assert not lora.problems
 
 
 def test_diffusers_loads_what_is_written(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from parity.errors import LoraError
 from parity.lora.adapter import LoraAdapter, LoraTarget
+from parity.lora.dora import change_of
 from parity.lora.mapping import map_adapter
 from parity.weights.keymap import KeyMap, Rule, fuse, native_only, reference_only, rename, split
 
@@ -67,6 +69,66 @@ def test_the_mapped_adapter_changes_each_weight_as_mapped(
     assert changed.keys() <= found.keys()
     for path, value in changed.items():
         torch.testing.assert_close(found[path].delta(), value.reshape(found[path].delta().shape), rtol=0, atol=2e-15)
+
+
+def of_rows(out: int, into: int, seed: int) -> LoraTarget:
+    generator = torch.Generator().manual_seed(seed)
+    m, bias = 1 + torch.rand(out, generator=generator), torch.randn(out, generator=generator)
+    return replace(target(out, into, seed=seed), magnitude=m, bias=bias)
+
+
+@pytest.mark.parametrize(
+    ("rule", "targets", "reference"),
+    [
+        (rename("(.*)", r"\1", permute=lambda n: [2, 0, 1]), {"a": of_rows(3, 4, 1)}, {"a.weight": (3, 4)}),
+        (SPLIT, {"qkv": of_rows(12, 4, 1)}, {"qkv.weight": (12, 4)}),
+        (FUSE, {"q": of_rows(6, 4, 1), "k": of_rows(2, 4, 2), "v": of_rows(2, 4, 3)}, PARTS),
+        (rename("a(.*)", r"b\1"), {"a": replace(target(5, 4), magnitude=torch.rand(1, 4))}, {"a.weight": (5, 4)}),
+    ],
+    ids=["permuted", "split", "fused", "by_input"],
+)
+def test_magnitudes_and_biases_follow_their_rows(
+    rule: Rule, targets: dict[str, LoraTarget], reference: dict[str, tuple[int, ...]]
+) -> None:
+    """The changed weight of each native layer is the mapped changed weight of the reference's, and so are biases."""
+    key_map = KeyMap((rule,))
+    generator = torch.Generator().manual_seed(7)
+    base = {key: torch.randn(size, generator=generator, dtype=torch.float64) for key, size in reference.items()}
+    changed = {key: w + change_of(targets[key.removesuffix(".weight")], w) for key, w in base.items()}
+    native, wanted = key_map.native_tensors(base), key_map.native_tensors(changed)
+    there, here = ({key: value.shape for key, value in held.items()} for held in (base, native))
+    found = map_adapter(LoraAdapter("x", targets), key_map, there, here).targets
+    ones = {k: torch.zeros(v.shape, dtype=torch.float64) for k, v in base.items()}
+    biases = {path: one.bias for path, one in targets.items() if one.bias is not None}
+    gains = key_map.native_tensors({k: v + biases[k[:-7]][:, None] if k[:-7] in biases else v for k, v in ones.items()})
+    for key, weight in native.items():
+        one = found[key.removesuffix(".weight")]
+        torch.testing.assert_close(weight + change_of(one, weight), wanted[key], rtol=1e-5, atol=1e-6)
+        if one.bias is not None:
+            torch.testing.assert_close(one.bias.double(), gains[key][:, 0])
+    assert biases.keys() == {path for path in targets if targets[path].bias is not None}
+
+
+_M, _BIAS = {"a": replace(target(5, 4), magnitude=torch.rand(5))}, {"a": replace(target(5, 4), bias=torch.rand(5))}
+_BY_INPUT = {"qkv": replace(target(12, 4), magnitude=torch.rand(1, 4))}
+
+
+@pytest.mark.parametrize(
+    ("rule", "targets", "reference", "words"),
+    [
+        (rename(r"a\.weight", "b.weight", transpose=True), _M, {"a.weight": (5, 4)}, "its transpose"),
+        (rename(r"a\.weight", "b.weight", transpose=True), _BIAS, {"a.weight": (5, 4)}, "a bias that cannot"),
+        (split(r"a\.weight", ("x", "y"), dim=1, sizes=(1, 3)), _M, {"a.weight": (5, 4)}, "takes columns 0 to 1 only"),
+        (SPLIT, _BY_INPUT, {"qkv.weight": (12, 4)}, "lengths of whole columns"),
+        (FUSE, {"q": of_rows(6, 4, 1), "k": target(2, 4)}, PARTS, "of which 1 have magnitudes"),
+        (FUSE_COLUMNS, {"l": of_rows(5, 4, 1), "r": of_rows(5, 3, 2)}, COLUMNS, "which become longer"),
+    ],
+)
+def test_rows_that_do_not_stay_whole_are_refused(
+    rule: Rule, targets: dict[str, LoraTarget], reference: dict[str, tuple[int, ...]], words: str
+) -> None:
+    with pytest.raises(LoraError, match=words):
+        mapped(rule, targets, reference)
 
 
 def test_split_shares_a_and_slices_b_bit_for_bit() -> None:

@@ -172,7 +172,20 @@ def _multiplied(folder: Path) -> Path:
 
 
 def _xlabs(folder: Path) -> Path:
-    return save(Spelled({"double_blocks.0.processor.qkv_lora1.down.weight": torch.zeros(4, 8)}), folder)
+    return save(Spelled({"single_blocks.0.processor.qkv_lora.down.weight": torch.zeros(4, 8)}), folder)
+
+
+def _flat_product(folder: Path) -> Path:
+    return edited("lokr_full", folder, lambda k, v: v.flatten() if k.endswith("ffn.0.lokr_w1") else v)
+
+
+def _full_of_another_size(folder: Path) -> Path:
+    return edited("full_and_pair", folder, lambda k, v: v.flatten() if k.endswith("ffn.0.diff") else v)
+
+
+def _bias_of_another_size(folder: Path) -> Path:
+    path = "base_model.model.blocks.0.ffn.0.lora_B.bias"
+    return save(Spelled({**spelled("peft").tensors, path: torch.ones(3)}, sidecar=spelled("peft").sidecar), folder)
 
 
 def _duplicate(folder: Path) -> Path:
@@ -212,7 +225,9 @@ ERRORS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "integers": (_integers, "not_float"), "alpha_of_words": (_alpha_of_words, "alpha_not_a_number"),
     "alpha_infinite": (_alpha_infinite, "not_finite"), "alpha_of_shape": (_alpha_of_shape, "alpha_shape"),
     "scaled_storage": (_scaled_storage, "scaled_storage"), "multiplied": (_multiplied, "unsupported_kind"),
-    "xlabs": (_xlabs, "unsupported_dialect"), "part_missing": (_part_missing, "missing_half"),
+    "flat_product": (_flat_product, "bad_shape"), "full_of_another_size": (_full_of_another_size, "bad_shape"),
+    "bias_of_another_size": (_bias_of_another_size, "bad_shape"),
+    "xlabs": (_xlabs, "unsupported_kind"), "part_missing": (_part_missing, "missing_half"),
     "duplicate": (_duplicate, "duplicate_pair"), "other_kind": (_other_kind, "unsupported_kind"),
     "embedding": (_embedding, "no_targets"),
 }  # fmt: skip
@@ -254,3 +269,8 @@ def test_random_bytes_are_no_traceback(size: int, tmp_path: Path) -> None:
         (tmp_path / "noise.safetensors").write_bytes(start + noise)
         code, found = inspected(tmp_path / "noise.safetensors")
         assert (code, len(found["problems"]), found["target_modules"]) == (1, 1, {})
+
+
+def test_a_change_that_is_no_number_is_named_by_diff(tmp_path: Path) -> None:
+    code, found = as_json("diff", _nan(tmp_path), _nan(tmp_path))
+    assert (code, found["verdict"], codes(found, "error")) == (1, "different", ["not_finite"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,21 @@ def _rank_above(folder: Path) -> Path:
 def _strange_key(folder: Path) -> Path:
     old = spelled("kohya")
     return save(Spelled({**old.tensors, "lora_unet_blocks_0_ffn_0.something": torch.ones(1)}), folder)
+
+
+@pytest.mark.parametrize("size", [0x80, 0x4B50])
+def test_the_length_of_a_header_is_no_kind_of_file(size: int, tmp_path: Path) -> None:
+    """Lengths whose bytes are those a pickle, or a zip file, begins with."""
+    header = {"__metadata__": {"lora_alpha": "3"}}
+    for name, start in (("A", 0), ("B", 8)):
+        held = {"dtype": "F32", "shape": [1, 2] if name == "A" else [2, 1], "data_offsets": [start, start + 8]}
+        header[f"x.y.lora_{name}.weight"] = held  # type: ignore[assignment]
+    text = json.dumps(header, separators=(",", ":")).encode()
+    size += (len(text) - size + 255) // 256 * 256 * (size == 0x80)
+    path = tmp_path / "lora.safetensors"
+    path.write_bytes(size.to_bytes(8, "little") + text.ljust(size) + torch.ones(4).numpy().tobytes())
+    _, found = inspected(path)
+    assert found["target_modules"]["x.y"]["scaling_from"] == "header"
 
 
 def _alpha_for_some(folder: Path) -> Path:

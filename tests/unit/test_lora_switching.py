@@ -56,20 +56,24 @@ class Fp8(Int8Rows):
         self.scale = scale
 
 
-class Packed(Int8Rows):
-    """A linear layer with two four-bit codes a byte, as NF4 packs them: the weight's shape says nothing."""
+NF4 = torch.erfinv(torch.linspace(-0.95, 0.95, 16)) / torch.erfinv(torch.tensor(0.95))
+"""Sixteen quantiles of a normal distribution, the outermost at -1 and 1."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+
+class Nf4(Int8Rows):
+    """A linear layer of four-bit normal floats: blocks with a scale each, two codes a byte, shaped like no weight."""
+
+    def __init__(self, linear: nn.Linear, block: int = 4) -> None:
         super().__init__(linear)
-        scale = linear.weight.detach().abs().amax() / 7
-        codes = (linear.weight.detach() / scale).round().to(torch.int64).flatten() + 8
+        values = linear.weight.detach().reshape(-1, block)
+        self.scale = values.abs().amax(1, keepdim=True)
+        codes = ((values / self.scale).unsqueeze(-1) - NF4).abs().argmin(-1).flatten()
         self.weight = (codes[::2] * 16 + codes[1::2]).to(torch.uint8).unsqueeze(1)
-        self.scale = scale
 
     def real(self) -> Tensor:
         codes = self.get_buffer("weight").to(torch.int64)
-        both = torch.cat([codes // 16, codes % 16], 1).flatten() - 8
-        return both.float().reshape(self.out_features, self.in_features) * self.get_buffer("scale")
+        both, scale = torch.cat([codes // 16, codes % 16], 1).flatten(), self.get_buffer("scale")
+        return (NF4[both].reshape(len(scale), -1) * scale).reshape(self.out_features, self.in_features)
 
 
 class Model(nn.Module):
@@ -108,7 +112,7 @@ def by_hand(model: Model, x: Tensor, *adapters: tuple[LoraAdapter, float]) -> Te
 
 
 BASES: dict[str, Callable[[nn.Linear], nn.Module]] = {
-    "float32": lambda linear: linear, "int8": Int8Rows, "fp8": Fp8, "packed": Packed,
+    "float32": lambda linear: linear, "int8": Int8Rows, "fp8": Fp8, "nf4": Nf4,
 }  # fmt: skip
 X = torch.randn(3, IN, generator=torch.Generator().manual_seed(9))
 
@@ -136,9 +140,10 @@ def test_changes_of_several_adapters_add(base: str) -> None:
     assert "forward" not in model.a.__dict__
 
 
-def test_switching_leaves_nothing_of_the_old_adapter() -> None:
+@pytest.mark.parametrize("base", BASES)
+def test_switching_leaves_nothing_of_the_old_adapter(base: str) -> None:
     """The layer `a` is one's alone: two's output must be that of a model that never saw one."""
-    fresh, model = Model(), Model()
+    fresh, model = Model(BASES[base]), Model(BASES[base])
     with applied(fresh, TWO):
         wanted = fresh(X)
     with Adapters(model) as adapters:
@@ -150,8 +155,9 @@ def test_switching_leaves_nothing_of_the_old_adapter() -> None:
         assert adapters.active == {"two": 1.0}
 
 
-def test_an_adapter_is_deleted_and_the_others_stay() -> None:
-    model = Model()
+@pytest.mark.parametrize("base", BASES)
+def test_an_adapter_is_deleted_and_the_others_stay(base: str) -> None:
+    model = Model(BASES[base])
     with Adapters(model) as adapters:
         adapters.add_adapter(ONE)
         adapters.add_adapter(TWO)
@@ -172,7 +178,17 @@ def test_an_adapter_that_does_not_fit_is_refused_when_it_is_added() -> None:
         adapters.add_adapter(LoraAdapter("wide", {"a": target(1, OUT, IN + 1)}))
 
 
-@pytest.mark.parametrize("base", ["int8", "fp8", "packed"])
+@pytest.mark.parametrize("base", BASES)
+def test_biases_are_added_weighted_and_taken_off(base: str) -> None:
+    model, bias = Model(BASES[base]), torch.arange(float(OUT))
+    plain = model(X)
+    zero = LoraTarget(torch.zeros(1, OUT), torch.zeros(OUT, 1), 1.0, "tensor", bias=bias)
+    with applied(model, weighted(LoraAdapter("bias", {"b": zero}), 0.5)):
+        torch.testing.assert_close(model(X), plain + 0.5 * bias)
+    assert torch.equal(model(X), plain)
+
+
+@pytest.mark.parametrize("base", ["int8", "fp8", "nf4"])
 def test_merging_into_a_quantised_weight_is_refused(base: str) -> None:
     model = Model(BASES[base])
     with pytest.raises(LoraError, match="quantised"), merged(model, ONE):

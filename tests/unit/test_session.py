@@ -35,6 +35,17 @@ def test_lora_merged_in_bfloat16_is_the_same_function_as_unmerged() -> None:
     assert max(e.logic_error for e in result.draws[0].values()) < 1e-12
 
 
+def test_an_adapter_finer_than_the_weights_is_the_same_function_merged_and_unmerged() -> None:
+    def finer(build: Build, reference: nn.Module) -> LoraAdapter:
+        assert SMALL.lora is not None
+        made = SMALL.lora(build, reference)
+        targets = {k: replace(t, A=t.A.float() * 1.0001, B=t.B.float() * 1.0001) for k, t in made.targets.items()}
+        return LoraAdapter(made.name, targets)
+
+    result = run(replace(SMALL, lora=finer, native=replace(SMALL.native, apply_lora=merged)), lora=True)
+    assert max(e.logic_error for e in result.draws[0].values()) < 1e-12
+
+
 def test_merging_at_half_strength_is_another_function() -> None:
     def half(model: nn.Module, adapter: LoraAdapter) -> Any:
         targets = {k: replace(t, scaling=t.scaling / 2) for k, t in adapter.targets.items()}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+from torch import Tensor
+
 from parity.lora.formats import peft
 from parity.lora.formats.file import Dialect, LoraFile, Written
 from parity.lora.formats.keys import Key
@@ -11,7 +13,7 @@ from parity.lora.formats.pairs import pair_of
 from parity.lora.formats.reading import Reading
 from parity.lora.formats.scaling import METADATA
 from parity.lora.formats.summary import Habits
-from parity.lora.formats.writing import check_dotted, factors_of, pairs_in
+from parity.lora.formats.writing import check_dotted, pairs_in
 from parity.lora.loaded import LoadedLora
 
 PREFIXES = ("transformer.", "transformer_2.", "unet.", "text_encoder.", "text_encoder_2.")
@@ -36,11 +38,9 @@ def read(file: LoraFile) -> LoadedLora:
 def write(lora: LoadedLora) -> Written:
     """Write tensors and, in the header, PEFT's settings for the transformer."""
     check_dotted(lora, "diffusers")
-    tensors = {}
-    for target in pairs_in(lora, "diffusers"):
-        tensors[f"transformer.{target.module}.lora_A.weight"], tensors[f"transformer.{target.module}.lora_B.weight"] = (
-            factors_of(target)
-        )
+    tensors: dict[str, Tensor] = {}
+    for target in pairs_in(lora, "diffusers", ("diff_b",)):
+        tensors |= peft.factors_below("transformer.", target, lora)
     named = {f"transformer.{key}": value for key, value in peft.settings(lora).items()}
     return Written(tensors, {"format": "pt", METADATA: json.dumps(named)})
 

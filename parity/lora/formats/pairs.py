@@ -5,6 +5,7 @@ Letters in shapes: R rank, I inputs and O outputs of the layer, n parts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -14,7 +15,9 @@ from torch import Tensor
 from parity.errors import LoraFileError
 from parity.lora.formats.file import LoraFile
 from parity.lora.formats.keys import Key
-from parity.lora.formats.reading import Group, Pair, flat, two_dimensional
+from parity.lora.formats.products import cored
+from parity.lora.formats.reading import Group, Pair
+from parity.lora.formats.shapes import check_matrix, flat, two_dimensional
 from parity.lora.loaded import Factors
 
 
@@ -29,22 +32,33 @@ def pair_of(file: LoraFile, group: Group) -> Pair | None:
         return None
     if not down or not up:
         raise LoraFileError("missing_half", f"{'B' if down else 'A'} is missing, there is only {(down or up)[0].key}")
-    for key in (*down, *up):
-        _check_matrix(file, key)
+    for key in (*down, *group.parts("mid"), *up):
+        check_matrix(file, key)
     if down[0].style == "parts" or up[0].style in ("parts", "blocks"):
         return _in_parts(file, down, up)
     if len(down) > 1 or len(up) > 1:
         names = ", ".join(key.key for key in (*down, *up))
         raise LoraFileError("duplicate_pair", f"several keys spell one factor: {names}")
-    return _whole(file, down[0], up[0])
+    middle = group.parts("mid")
+    return _cored(file, down[0], middle[0], up[0]) if middle else _whole(file, down[0], up[0])
 
 
-def _check_matrix(file: LoraFile, key: Key) -> None:
-    info = file.source.info(key.key)
-    if not info.dtype.is_floating_point:
-        raise LoraFileError("not_float", f"{key.key} holds {info.dtype}, a float dtype is needed")
-    if len(info.shape) < 2 or 0 in info.shape:
-        raise LoraFileError("bad_shape", f"{key.key} has shape {tuple(info.shape)}, a matrix is needed")
+def _cored(file: LoraFile, down: Key, middle: Key, up: Key) -> Pair:
+    """Return a convolution in Tucker's form: A meets the core's second rank, B its first.
+
+    Shapes: down [S, I, 1, 1], middle [R, S, *kernel], up [O, R, 1, 1].
+    """
+    shapes = [file.shape(key) for key in (down, middle, up)]
+    (s, into), (out, r) = two_dimensional(shapes[0]), two_dimensional(shapes[2])
+    if len(shapes[1]) < 2 or shapes[1][:2] != (r, s):
+        raise LoraFileError("rank_mismatch", f"{middle.key} is {shapes[1]}, [{r}, {s}, kernel] is needed")
+    kernel = tuple(shapes[1][2:])
+
+    def read() -> Factors:
+        A, core, B = (file.tensor(key) for key in (down, middle, up))
+        return Factors(cored(core, flat(A)), flat(B))
+
+    return Pair((out, into * math.prod(kernel)), r, read, (down, middle, up), kernel=kernel)
 
 
 def _whole(file: LoraFile, down: Key, up: Key) -> Pair:
@@ -72,11 +86,14 @@ def _in_parts(file: LoraFile, down: list[Key], up: list[Key]) -> Pair:
     if total != wanted or (len(down) > 1 and len(down) != len(up)):
         text = f"A has {total} rows in {len(down)} parts, B {wanted} columns in {len(up)}"
         raise LoraFileError("rank_mismatch", text)
-    if len({into for _, into in rows}) > 1 or len({r for _, r in blocks}) > 1:
+    ranks = tuple(r for _, r in blocks)
+    if len({into for _, into in rows}) > 1 or (len(down) > 1 and [r for r, _ in rows] != list(ranks)):
         raise LoraFileError("rank_mismatch", f"the parts differ: A {rows}, B {blocks}")
     shape = (sum(out for out, _ in blocks), rows[0][1])
     read = partial(_read, file, tuple(down), tuple(up))
-    return Pair(shape, blocks[0][1], read, (*down, *up), parts=len(up))
+    if len(set(ranks)) > 1:  # alpha / r differs by part, so that they are no parts of one rank
+        return Pair(shape, total, read, (*down, *up), ranks=ranks)
+    return Pair(shape, ranks[0], read, (*down, *up), parts=len(up))
 
 
 def _read(file: LoraFile, down: Sequence[Key], up: Sequence[Key]) -> Factors:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from parity.errors import LoraFileError
 from parity.lora.formats.file import Dialect, LoraFile, Written
 from parity.lora.formats.keys import Key
@@ -15,11 +17,10 @@ from parity.lora.formats.reading import Group, Pair, Reading
 from parity.lora.formats.scaling import METADATA
 from parity.lora.formats.summary import Habits
 from parity.lora.formats.writing import alpha_of, check_dotted, factors_of, pairs_in, stored
-from parity.lora.loaded import Factors, LoadedLora
+from parity.lora.loaded import Factors, LoadedLora, Target
 from parity.lora.problems import warning
 
 PREFIX = "base_model.model."
-_HABITS = Habits(honoured=frozenset({"sidecar"}))
 _SAVED = ".modules_to_save."
 
 
@@ -35,7 +36,9 @@ def _claims(key: Key) -> bool:
 
 def read(file: LoraFile) -> LoadedLora:
     """Read it; layers trained in full (`modules_to_save`, biases) replace the base's."""
-    reading = Reading(file, DIALECT.name, _HABITS, _with_saved(file))
+    # diffusers writes a model's LoRA so, with the settings in the header
+    honoured = {"sidecar", *(("header",) if METADATA in file.header else ())}
+    reading = Reading(file, DIALECT.name, Habits(frozenset(honoured)), _with_saved(file))
     lora = reading.result(_transposed if _fan_in_fan_out(file) else pair_of)
     if file.sidecar is None and METADATA not in file.header:
         text = "there is no adapter_config.json beside the file: PEFT cannot load it, r and alpha are unknown"
@@ -78,18 +81,38 @@ def _transposed(file: LoraFile, group: Group) -> Pair | None:
 def write(lora: LoadedLora) -> Written:
     """Write tensors and settings; differing ranks and alphas go into the patterns."""
     check_dotted(lora, "PEFT")
-    tensors = {}
-    for target in pairs_in(lora, "PEFT", ("magnitude", "set_weight", "set_bias")):
-        if target.factors is not None:
-            A, B = factors_of(target)
-            tensors[f"{PREFIX}{target.module}.lora_A.weight"] = A
-            tensors[f"{PREFIX}{target.module}.lora_B.weight"] = B
+    tensors: dict[str, Tensor] = {}
+    for target in pairs_in(lora, "PEFT", ("magnitude", "set_weight", "set_bias", "diff_b")):
+        tensors |= factors_below(PREFIX, target, lora)
         for role, name in (("set_weight", "weight"), ("set_bias", "bias")):
             if role in target.extras:
                 tensors[f"{PREFIX}{target.module}.{name}"] = stored(target.extras[role]())
         if "magnitude" in target.extras:
             tensors[f"{PREFIX}{target.module}.lora_magnitude_vector"] = magnitude_by_output(target.module, lora)
     return Written(tensors, {"format": "pt"}, {"peft_type": "LORA", **settings(lora)})
+
+
+def factors_below(prefix: str, target: Target, lora: LoadedLora) -> dict[str, Tensor]:
+    """Return A, B and B's bias; PEFT has a bias on all of an adapter's layers or on none.
+
+    Raises:
+        LoraFileError: a bias is changed without A and B, or with a scaling of 0.
+    """
+    if target.factors is None or ("diff_b" in target.extras and not target.scaling):
+        if "diff_b" in target.extras:
+            raise LoraFileError("cannot_hold", f"PEFT cannot hold the bias of {target.module} without a change beside")
+        return {}
+    path = f"{prefix}{target.module}"
+    A, B = factors_of(target)
+    out = {f"{path}.lora_A.weight": A, f"{path}.lora_B.weight": B}
+    if _has_bias(lora):
+        own = target.extras.get("diff_b")
+        out[f"{path}.lora_B.bias"] = stored(own().flatten() / target.scaling) if own else B.new_zeros(len(B))
+    return out
+
+
+def _has_bias(lora: LoadedLora) -> bool:
+    return any("diff_b" in target.extras for target in lora.targets.values())
 
 
 def magnitude_by_output(module: str, lora: LoadedLora) -> Any:
@@ -117,7 +140,8 @@ def settings(lora: LoadedLora) -> dict[str, Any]:
         "rank_pattern": {f"^{_escaped(m)}": own for m, (own, _) in pairs.items() if own != r},
         "alpha_pattern": {f"^{_escaped(m)}": own for m, (_, own) in pairs.items() if own != alpha},
         "use_rslora": False, "use_dora": any("magnitude" in t.extras for t in lora.targets.values()),
-        "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False, "modules_to_save": saved or None,
+        "lora_bias": _has_bias(lora), "lora_dropout": 0.0, "bias": "none",
+        "fan_in_fan_out": False, "modules_to_save": saved or None,
     }  # fmt: skip
 
 

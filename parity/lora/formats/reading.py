@@ -15,13 +15,14 @@ from parity.lora.formats.file import LoraFile
 from parity.lora.formats.keys import COMPONENTS, Key, underscored
 from parity.lora.formats.names import resolved
 from parity.lora.formats.scaling import Scale, config_of, from_tensor, number, otherwise
+from parity.lora.formats.shapes import check_floats, numel, two_dimensional
 from parity.lora.formats.summary import Habits, about_alphas, about_keys
 from parity.lora.loaded import Factors, KeyState, LoadedLora, Target
 from parity.lora.problems import Problem, error, some
 
 EXTRAS = {"diff", "diff_b", "diff_m", "set_weight", "set_bias", "magnitude"}
 SCALARS = ("alpha", "alpha_scale", "rank")
-_KNOWN = EXTRAS | {"A", "B", *SCALARS}
+_KNOWN = EXTRAS | {"A", "B", "mid", "lora_bias", *SCALARS}
 _DEFINING = {"A", "B", "hada", "lokr", "diff", "diff_b", "diff_m", "set_weight", "multiplied"}
 Factorise = Callable[[LoraFile, "Group"], "Pair | None"]
 
@@ -44,7 +45,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Pair:
-    """A and B of a module, not yet read."""
+    """A and B of a module, not yet read; `ranks` are those of the parts where they differ."""
 
     shape: tuple[int, int]
     r: int
@@ -54,6 +55,7 @@ class Pair:
     parts: int = 1
     unscaled: bool = False
     rank: int | None = None
+    ranks: tuple[int, ...] = ()
 
 
 class Reading:
@@ -117,6 +119,7 @@ class Reading:
         try:
             pair = factorise(self.file, group)
             extras = {role: key for role in sorted(EXTRAS) if (key := group.one(role)) is not None}
+            self._check_extras(pair, [*extras.values(), *group.by_role.get("lora_bias", ())])
             if pair is not None or extras:
                 self.targets[group.module] = self._target(group, pair, extras)
         except LoraFileError as found:
@@ -125,24 +128,59 @@ class Reading:
         left = [key.key for keys in group.by_role.values() for key in keys if key.key not in self.states]
         self.states |= dict.fromkeys(left, "unexpected")
 
+    def _check_extras(self, pair: Pair | None, keys: Sequence[Key]) -> None:
+        """Refuse what is no float tensor, or does not fit A and B beside it."""
+        for key in keys:
+            check_floats(self.file, key)
+            shape = self.file.shape(key)
+            out, into = pair.shape if pair is not None else (0, 0)
+            sizes = {"diff_b": {out}, "lora_bias": {out}, "magnitude": {out, into}}.get(key.role)
+            apart = sizes is not None and numel(shape) not in sizes
+            if pair is not None and (apart or (key.role == "diff" and two_dimensional(shape) != pair.shape)):
+                raise LoraFileError("bad_shape", f"{key.key} is {list(shape)}, A and B change a weight [{out}, {into}]")
+
     def _target(self, group: Group, pair: Pair | None, extras: dict[str, Key]) -> Target:
         scalars = [key for role in SCALARS if pair and (key := group.one(role)) is not None]
-        used = [*(pair.keys if pair else ()), *extras.values(), *scalars]
+        beside = group.one("lora_bias") if pair else None
+        used = [*(pair.keys if pair else ()), *extras.values(), *([beside] if beside else ()), *scalars]
         scale = self._scale(group, pair) if pair else Scale(0.0, 1.0, "assumed")
         self.states |= {key.key: "used" for key in used}
-        shape = pair.shape if pair else two_dimensional(self.file.shape(used[0]))
+        weight = next((extras[role] for role in ("diff", "set_weight", "diff_m") if role in extras), used[0])
+        shape = pair.shape if pair else two_dimensional(self.file.shape(weight))
         rank = (pair.rank or pair.r * pair.parts) if pair else 0
         return Target(
             group.module, shape, pair.r if pair else None, scale.lora_alpha if pair else None, scale.scaling,
-            scale.origin, pair.read if pair else None,
-            {role: partial(self.file.tensor, key) for role, key in extras.items()},
+            scale.origin, self._factors(group, pair, scale) if pair else None,
+            self._extras(extras, beside, scale.scaling),
             pair.kernel if pair else (), pair.parts if pair else 1, self.file.source.info(used[0].key).dtype,
-            sum(_numel(self.file.shape(key)) for key in used if key not in scalars), rank,
+            sum(numel(self.file.shape(key)) for key in used if key not in scalars), rank,
         )  # fmt: skip
 
+    def _extras(self, extras: dict[str, Key], beside: Key | None, scaling: float) -> dict[str, Callable[[], Tensor]]:
+        """Return what reads the extras; a bias of B itself, `beside`, is scaled as B is."""
+        reads: dict[str, Callable[[], Tensor]] = {role: partial(self.file.tensor, key) for role, key in extras.items()}
+        if beside is not None:
+            reads["diff_b"] = partial(_bias, partial(self.file.tensor, beside), scaling, reads.get("diff_b"))
+        return reads
+
+    def _factors(self, group: Group, pair: Pair, scale: Scale) -> Callable[[], Factors]:
+        """Return what reads A and B; where parts have ranks of their own each is scaled by its own alpha / r."""
+        wanted = [self._scale_at(group, pair, r).scaling for r in pair.ranks]
+        if not scale.scaling or len({*wanted, scale.scaling}) == 1:
+            return pair.read
+
+        def read() -> Factors:
+            A, B = pair.read()
+            factors = [factor / scale.scaling for factor, r in zip(wanted, pair.ranks, strict=True) for _ in range(r)]
+            return Factors(A, B.double() * torch.tensor(factors, dtype=torch.float64))
+
+        return read
+
     def _scale(self, group: Group, pair: Pair) -> Scale:
-        r = pair.r
-        self._check_rank(group, r)
+        self._check_rank(group, max(pair.ranks, default=pair.r))
+        return self._scale_at(group, pair, pair.r)
+
+    def _scale_at(self, group: Group, pair: Pair, r: int) -> Scale:
         if pair.unscaled or not self.habits.scaled:
             return Scale(float(r), 1.0, "header" if not self.habits.scaled else "tensor")
         if (key := group.one("alpha_scale")) is not None:
@@ -176,15 +214,7 @@ class Reading:
         self.problems += about_keys(self.states, self.keys, self.prefix)
 
 
-def _numel(shape: Sequence[int]) -> int:
-    return int(torch.Size(shape).numel())
-
-
-def two_dimensional(shape: Sequence[int]) -> tuple[int, int]:
-    """Return (O, I) of a weight, a kernel counted to I; a vector has I = 1."""
-    return (shape[0] if shape else 1, _numel(shape[1:]))
-
-
-def flat(value: Tensor) -> Tensor:
-    """Return a factor as a matrix, a kernel counted to the columns."""
-    return value.flatten(1)
+def _bias(own: Callable[[], Tensor], scaling: float, other: Callable[[], Tensor] | None) -> Tensor:
+    """Return what a layer's bias gains. Shapes: [O]."""
+    value = own().flatten() * scaling
+    return value if other is None else value + other().flatten()

@@ -10,7 +10,9 @@ from parity.lora.formats.keys import COMPONENTS, Key
 from parity.lora.loaded import KeyState, Target
 from parity.lora.problems import Problem, error, some, warning
 
-_LEFT_OUT = {"embedding", "unsupported", "lora_bias"}
+BIAS_BESIDE = frozenset({"peft", "diffusers"})
+"""Dialects whose loaders keep a bias of B beside the layer, so that the layer needs none of its own."""
+_LEFT_OUT = {"embedding", "unsupported"}
 
 
 @dataclass(frozen=True)
