@@ -5,8 +5,8 @@ Letters in shapes: n lines, L length of a line.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import chain, islice
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice, pairwise
 
 import numpy as np
 import torch
@@ -14,12 +14,16 @@ from torch import Tensor
 
 from parity.weights.matching.lines import Assignment, Part, is_quantised
 from parity.weights.matching.moments import Moments, all_numbers, same_bytes
-from parity.weights.matching.rows import Ints, Rows, matrix_shape, runs_of
+from parity.weights.matching.rows import Ints, Rows, runs_of
 from parity.weights.source import ElementSource
 
 _CHUNK = 1 << 18
 """Elements compared at once: both sides' stay in the processor's cache."""
+_RUN = 1 << 14
+"""Elements of a run from which it is read by itself, not gathered with others."""
 Pair = tuple[Tensor, Tensor]
+Span = tuple[int, int, int]
+"""Where a run of elements begins in the reference and in the native, and how long it is."""
 
 
 class Measurer:
@@ -51,16 +55,15 @@ class Measurer:
 
     def _scaled(self, key: str, part: Part) -> bool:
         """Whether the native's rows are stored with scales of their own, and the reference's not."""
-        return is_quantised(self._info(1, key)[2]) and not is_quantised(self._info(0, part.key)[2])
-
-    def _info(self, side: int, key: str) -> tuple[int, int, torch.dtype]:
-        info = self._rows[side].source.info(key)
-        return *matrix_shape(tuple(info.shape)), info.dtype
+        return is_quantised(self._rows[1].info(key)[2]) and not is_quantised(self._rows[0].info(part.key)[2])
 
     def _pairs(self, key: str, found: Assignment, part: Part) -> Iterator[Pair]:
-        """Yield chunks of paired lines, valid until the next. Shapes: [n, L] both."""
-        itemsizes = self._info(0, part.key)[2].itemsize + self._info(1, key)[2].itemsize
-        if found.reshape:
+        """Yield chunks of paired values, valid until the next. Shapes: [n, L] both, or [n] where rows do not matter."""
+        itemsizes = self._rows[0].info(part.key)[2].itemsize + self._rows[1].info(key)[2].itemsize
+        spans = None if self._scaled(key, part) else self._spans(key, found, part)
+        if spans is not None:
+            pairs = self._in_runs(key, part.key, spans)
+        elif found.reshape:
             pairs = self._same_elements(key, part)
         elif found.axis == part.axis == 1:
             pairs = self._columns(key, part)
@@ -70,8 +73,29 @@ class Measurer:
             yield expected, actual
             self._tell(expected.numel() * itemsizes)
 
+    def _spans(self, key: str, found: Assignment, part: Part) -> list[Span] | None:
+        """Return the runs of elements that lie in the same order on both sides; None where they are short."""
+        (their_rows, theirs, _), (rows, columns, _) = self._rows[0].info(part.key), self._rows[1].info(key)
+        if found.reshape:
+            return [(0, 0, rows * columns)]
+        along = columns if found.axis == part.axis == 0 else 1 if their_rows == rows == 1 else 0
+        if not along or (along > 1 and theirs != columns):
+            return None
+        breaks = np.flatnonzero((np.diff(part.native) != 1) | (np.diff(part.reference) != 1)) + 1
+        if len(breaks) and len(part.native) * along < _RUN * (len(breaks) + 1):
+            return None
+        bounds = pairwise([0, *breaks.tolist(), len(part.native)])
+        return [(int(part.reference[a]) * along, int(part.native[a]) * along, (b - a) * along) for a, b in bounds]
+
+    def _in_runs(self, key: str, reference: str, spans: Sequence[Span]) -> Iterator[Pair]:
+        for there, at, count in spans:
+            for start in range(0, count, _CHUNK):
+                stop = min(start + _CHUNK, count)
+                yield (self._rows[0].elements(reference, there + start, there + stop),
+                       self._rows[1].elements(key, at + start, at + stop))  # fmt: skip
+
     def _same_elements(self, key: str, part: Part) -> Iterator[Pair]:
-        rows, columns, _ = self._info(1, key)
+        rows, columns, _ = self._rows[1].info(key)
         step = max(_CHUNK // max(columns, 1), 1)
         for start in range(0, rows, step):
             stop = min(start + step, rows)
@@ -80,8 +104,8 @@ class Measurer:
 
     def _columns(self, key: str, part: Part) -> Iterator[Pair]:
         """Yield rows of both sides with the columns paired."""
-        rows, columns, _ = self._info(1, key)
-        theirs = self._info(0, part.key)[1]
+        rows, columns, _ = self._rows[1].info(key)
+        theirs = self._rows[0].info(part.key)[1]
         step = max(_CHUNK // max(columns, theirs), 1)
         for start in range(0, rows, step):
             stop = min(start + step, rows)
@@ -90,7 +114,7 @@ class Measurer:
             yield _selected(expected, part.reference, 1), _selected(actual, part.native, 1)
 
     def _lines(self, key: str, axis: int, part: Part) -> Iterator[Pair]:
-        rows, columns, _ = self._info(1, key)
+        rows, columns, _ = self._rows[1].info(key)
         length = rows if axis else columns
         step = max(_CHUNK // max(length, 1), 1)
         for start in range(0, len(part.native), step):
@@ -99,7 +123,7 @@ class Measurer:
 
     def _taken(self, side: int, key: str, axis: int, lines: Ints) -> Tensor:
         """Return lines as they are stored; columns from the whole tensor, the last of which is kept."""
-        rows, columns, _ = self._info(side, key)
+        rows, columns, _ = self._rows[side].info(key)
         if axis == 0:
             return self._gathered(self._rows[side], key, lines, columns)
         if self._whole.get(side, ("", None))[0] != key:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,11 +16,11 @@ from parity.weights.matching.entries import AMBIGUOUS, part_from, placed, relati
 from parity.weights.matching.finder import Finder, Side
 from parity.weights.matching.leftover import left_over
 from parity.weights.matching.lines import Assignment, Part
-from parity.weights.matching.measuring import THREADS, Measuring, Metrics, computing_on
+from parity.weights.matching.measuring import THREADS, Measuring, Metrics, Task, computing_on
 from parity.weights.matching.places import Places
 from parity.weights.matching.rows import CHUNK, matrix_shape
 from parity.weights.matching.settling import Settler
-from parity.weights.matching.sketch import LINE_BYTES, Sketch, Sketcher
+from parity.weights.matching.sketch import LINE_BYTES, Projections, Sketch, Sketcher
 from parity.weights.matching.vectors import Vectors
 from parity.weights.packed import packed_in
 from parity.weights.source import ElementSource
@@ -62,13 +61,13 @@ class _Part:
 
     entry: Entry
     metrics: Metrics | None = None
-    future: Future[Metrics] | None = None
+    task: Task | None = None
     done: bool = False
 
-    def measured(self) -> Metrics:
+    def measured(self, measuring: Measuring) -> Metrics:
         if self.metrics is None:
-            assert self.future is not None
-            self.metrics, self.future = self.future.result(), None
+            assert self.task is not None
+            self.metrics, self.task = measuring.result(self.task), None
         return self.metrics
 
 
@@ -84,7 +83,8 @@ class Matcher:
     ) -> None:
         self._options, self._tell = options, tell
         self._sources = reference, native
-        self._sketchers = [Sketcher(source, lambda _: None) for source in self._sources]
+        projections = Projections()
+        self._sketchers = [Sketcher(source, projections) for source in self._sources]
         self.unmatched_native: list[str] = []
         self._ours: dict[str, Sketch] = {}
         self._theirs: dict[str, Sketch] = {}
@@ -130,14 +130,17 @@ class Matcher:
             raise UsageError(f"matching these needs {size}: give it by --memory {size}, or look at --max-weights N")
 
     def _look(self) -> None:
-        """Look at both sides at once, each with buffers of its own."""
-        with ThreadPoolExecutor(2) as pool:
-            self._ours, self._theirs = pool.map(self._first, self._sketchers, self._sources)
+        """Look at both sides: what is looked at is asked for first, so that a disk reads it all at once."""
+        chosen = [list(source.keys())[: self._options.most] for source in self._sources]
+        for sketcher, keys in zip(self._sketchers, chosen, strict=True):
+            for key in keys:
+                sketcher.expect(key)
+        self._ours, self._theirs = (self._first(s, keys) for s, keys in zip(self._sketchers, chosen, strict=True))
 
-    def _first(self, sketcher: Sketcher, source: ElementSource) -> dict[str, Sketch]:
+    def _first(self, sketcher: Sketcher, keys: Sequence[str]) -> dict[str, Sketch]:
         out: dict[str, Sketch] = {}
-        packed = packed_in(source.keys())
-        for key in list(source.keys())[: self._options.most]:
+        packed = packed_in(sketcher.rows.source.keys())
+        for key in keys:
             sketch = sketcher.first(key)
             opaque = key in packed and sketch.dtype in (torch.uint8, torch.int32)
             out[key] = replace(sketch, packed=packed[key], values=None) if opaque else sketch
@@ -171,18 +174,18 @@ class Matcher:
             if before is not None and before["cosine"] is not None:
                 held.metrics = {name: before[name] for name in _METRICS}
             else:
-                held.future = measuring.submit(key, found.assignment, part)
+                held.task = measuring.submit(key, found.assignment, part)
 
     def _measured(self, measuring: Measuring) -> Iterator[Entry]:
         for key in self._theirs:
             if key in self._found:
                 self._doubted(key, measuring)
-                yield from self._entries(key)
+                yield from self._entries(key, measuring)
 
     def _doubted(self, key: str, measuring: Measuring) -> None:
         """Look at all lines where the values agree less than a sample of them did, and keep what agrees more."""
         found, native = self._found[key], self._theirs[key]
-        worst = min((part.measured()["cosine"] for part in self._parts[key]), default=math.nan)
+        worst = min((part.measured(measuring)["cosine"] for part in self._parts[key]), default=math.nan)
         promised = found.assignment.cosine
         least = promised - _DOUBT - _SPREAD * (1 - promised)
         if native.values is not None or found.how != VALUES or not worst < least:
@@ -192,12 +195,12 @@ class Matcher:
             return
         kept = self._parts[key]
         self._take(key, replace(found, assignment=again), measuring, {})
-        if min(part.measured()["cosine"] for part in self._parts[key]) <= worst + _DOUBT / 2:
+        if min(part.measured(measuring)["cosine"] for part in self._parts[key]) <= worst + _DOUBT / 2:
             self._found[key], self._parts[key] = found, kept
 
-    def _entries(self, key: str) -> Iterator[Entry]:
+    def _entries(self, key: str, measuring: Measuring) -> Iterator[Entry]:
         for part in self._parts[key]:
-            metrics, part.done = part.measured(), True
+            metrics, part.done = part.measured(measuring), True
             yield {**part.entry, **metrics, **confidence_of(self._found[key].how, metrics, self._theirs[key])}
 
     def _described(self, key: str, found: _Found, part: Part) -> Entry:

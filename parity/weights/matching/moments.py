@@ -36,7 +36,7 @@ class Moments:
         self.finite = True
         self._n = 0
         self._sums = np.zeros(5)
-        self._wide = torch.empty(0), torch.empty(0)
+        self._wide = torch.empty(2, 0)
 
     def add(self, expected: Tensor, actual: Tensor) -> None:
         """Take a chunk. Shapes: both [n], of any dtype."""
@@ -49,11 +49,11 @@ class Moments:
 
     def _in_float32(self, expected: Tensor, actual: Tensor) -> Sums:
         """Return the sums from float32 copies; from float64 ones where float32 overflows or a mean drowns the rest."""
-        if self._wide[0].numel() < expected.numel():
-            self._wide = torch.empty(expected.numel()), torch.empty(expected.numel())
-        one, other = (wide[: expected.numel()] for wide in self._wide)
-        sums = _sums(one.copy_(expected), other.copy_(actual))
         n = expected.numel()
+        if self._wide.shape[1] < n:
+            self._wide = torch.empty(2, n)
+        one, other = (wide[:n] for wide in self._wide)
+        sums = _sums(one.copy_(expected), other.copy_(actual))
         enough = all(square - total * total / n >= 1e-3 * square for square, total in zip(sums, sums[3:], strict=False))
         return sums if enough and all(map(math.isfinite, sums)) else _in_float64(expected, actual)
 
@@ -93,9 +93,9 @@ def _sums(one: Tensor, other: Tensor) -> Sums:
 
 
 def _square(values: Tensor) -> float:
-    if values.dtype == torch.float64:
-        return float(values.dot(values))
-    return sum(float(run.dot(run)) for run in values.split(_RUN))
+    held, run = values.numpy(), max(len(values), 1) if values.dtype == torch.float64 else _RUN
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is summed again, or reported as no number
+        return sum(float(part.dot(part)) for part in (held[at : at + run] for at in range(0, len(held), run)))
 
 
 def same_bytes(one: Tensor, other: Tensor) -> bool:

@@ -13,14 +13,13 @@ Letters in shapes: I, J rows and columns of a tensor seen as a matrix, m rows lo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from parity.weights.matching.rows import Ints, Rows, matrix_shape
+from parity.weights.matching.rows import Ints, Rows
 from parity.weights.source import ElementSource
 
 K = 64
@@ -107,31 +106,39 @@ class Sketcher:
 
     Args:
         source: what to read.
-        tell: called with the bytes of each tensor that is read whole.
+        projections: shared by the sketchers of both sides.
     """
 
-    def __init__(self, source: ElementSource, tell: Callable[[int], None] = lambda _: None) -> None:
+    def __init__(self, source: ElementSource, projections: Projections) -> None:
         self.rows = Rows(source)
-        self._source, self._tell = source, tell
-        self._projections = Projections()
+        self._projections = projections
+
+    def expect(self, key: str) -> None:
+        """Have what `first` looks at read in advance."""
+        rows, columns, _ = self.rows.info(key)
+        self.rows.expect(key, np.arange(rows) if _is_kept(rows, columns) else rows_to_see(rows))
 
     def first(self, key: str) -> Sketch:
         """Return what a few rows tell, or all values where there are few lines."""
-        info = self._source.info(key)
-        rows, columns = matrix_shape(tuple(info.shape))
-        few = min(rows, columns) <= FEW_LINES and rows * columns <= _MOST_KEPT
+        info = self.rows.source.info(key)
+        rows, columns, _ = self.rows.info(key)
+        few = _is_kept(rows, columns)
         seen: Ints = np.arange(rows) if few else rows_to_see(rows)
         values = self.rows.take(key, seen) if columns else torch.empty(rows, 0)
-        lines = _units(values @ self._projections.of(columns), self._projections.of(columns), columns) \
-            if not few else _NOTHING  # fmt: skip
-        whole_rows = values.isfinite().all(dim=1)
-        finite = bool(values.numel()) and bool(whole_rows.all() if few else whole_rows.any())
-        low, high = (float(v) for v in values.aminmax()) if values.numel() else (0.0, 1.0)
+        lines = _NOTHING if few else self._sketched(values, columns)
+        low, high = (float(v) for v in values.aminmax()) if values.numel() else (0.0, 1.0)  # NaN where there is one
+        finite = bool(values.numel()) and (
+            math.isfinite(low + high) or (not few and bool(values.isfinite().all(dim=1).any()))
+        )
         if low == high and not few:
             low, high = self._range(key)
         return Sketch(key, tuple(info.shape), info.dtype, rows, columns, seen, lines, (_NOTHING[0], _NOTHING[0]),
                       (_NOTHING[1], _NOTHING[1]), values if few else None,
                       low if low == high else None, finite)  # fmt: skip
+
+    def _sketched(self, values: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+        projection = self._projections.of(columns)
+        return _units(values @ projection, projection, columns)
 
     def full(self, sketch: Sketch) -> Sketch:
         """Return a sketch with those of all rows and columns; the tensor is read once."""
@@ -141,7 +148,6 @@ class Sketcher:
         for start, stop, chunk in self.rows.all(sketch.key):
             torch.mm(chunk, by_row, out=sums[0][start:stop])
             sums[1].addmm_(chunk.t(), by_column[start:stop])
-        self._tell(rows * columns * sketch.dtype.itemsize)
         lines, norms = zip(_units(sums[0], by_row, columns), _units(sums[1], by_column, rows), strict=True)
         return replace(sketch, lines=(lines[0].half(), lines[1].half()), norms=norms)
 
@@ -157,6 +163,10 @@ class Sketcher:
 
 
 _NOTHING = torch.zeros(0, K), torch.zeros(0)
+
+
+def _is_kept(rows: int, columns: int) -> bool:
+    return min(rows, columns) <= FEW_LINES and rows * columns <= _MOST_KEPT
 
 
 def _units(sums: Tensor, projection: Tensor, length: int) -> tuple[Tensor, Tensor]:
