@@ -13,12 +13,15 @@ import torch
 from torch import Tensor
 
 from parity.weights.matching.lines import Assignment, Part, is_quantised
-from parity.weights.matching.moments import Moments, all_numbers, same_bytes
+from parity.weights.matching.moments import Moments, all_numbers, room, same_bytes
 from parity.weights.matching.rows import Ints, Rows, runs_of
 from parity.weights.source import ElementSource
 
 _CHUNK = 1 << 18
-"""Elements compared at once: both sides' stay in the processor's cache."""
+"""Elements that are gathered at once."""
+_BYTES = 1 << 21
+"""Bytes of a run read at once: little enough for the processor's caches, and so much that threads, which hold the
+interpreter between reads and sums, seldom wait for each other."""
 _RUN = 1 << 14
 """Elements of a run from which it is read by itself, not gathered with others."""
 Pair = tuple[Tensor, Tensor]
@@ -37,6 +40,7 @@ class Measurer:
     def __init__(self, reference: ElementSource, native: ElementSource, tell: Callable[[int], None]) -> None:
         self._rows, self._tell = (Rows(reference), Rows(native)), tell
         self._whole: dict[int, tuple[str, Tensor]] = {}
+        self._wide = room()
 
     def measure(self, key: str, found: Assignment, part: Part) -> dict[str, float]:
         """Return the metrics of one part of a native tensor, NaN where it holds a NaN or inf."""
@@ -48,7 +52,7 @@ class Measurer:
             same, first = same + 1, None
         if first is None:
             return {"cosine": 1.0, "pearson": 1.0, "rel_l2": 0.0}
-        moments, scaled = Moments(), self._scaled(key, part)
+        moments, scaled = Moments(self._wide), self._scaled(key, part)
         for expected, actual in chain([first], pairs, islice(self._pairs(key, found, part), same)):
             moments.add(expected, _fitted(expected, actual) if scaled else actual)
         return moments.metrics()
@@ -88,9 +92,10 @@ class Measurer:
         return [(int(part.reference[a]) * along, int(part.native[a]) * along, (b - a) * along) for a, b in bounds]
 
     def _in_runs(self, key: str, reference: str, spans: Sequence[Span]) -> Iterator[Pair]:
+        step = _BYTES // max(self._rows[0].info(reference)[2].itemsize, self._rows[1].info(key)[2].itemsize)
         for there, at, count in spans:
-            for start in range(0, count, _CHUNK):
-                stop = min(start + _CHUNK, count)
+            for start in range(0, count, step):
+                stop = min(start + step, count)
                 yield (self._rows[0].elements(reference, there + start, there + stop),
                        self._rows[1].elements(key, at + start, at + stop))  # fmt: skip
 
