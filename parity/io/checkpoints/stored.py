@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from parity.errors import CheckpointError
-from parity.io.checkpoints.header import BITS, Entry
+from parity.io.checkpoints.header import Entry
 
 _HALVED = getattr(torch, "float4_e2m1fn_x2", None)
 TORCH_DTYPES = {
@@ -92,7 +92,8 @@ class StoredBytes:
         """Have the system read elements `[start, stop)` in advance, where it can."""
         if hasattr(os, "posix_fadvise") and stop > start:
             size = self.torch_dtype().itemsize
-            os.posix_fadvise(self._numbers[0], self._start + start * size, (stop - start) * size, os.POSIX_FADV_WILLNEED)
+            place = self._start + start * size, (stop - start) * size
+            os.posix_fadvise(self._numbers[0], *place, os.POSIX_FADV_WILLNEED)
 
     def _fill(self, view: memoryview, at: int) -> None:
         done, number = 0, self._numbers[len(view) >= _LONG]

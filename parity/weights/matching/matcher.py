@@ -1,9 +1,13 @@
-"""Match two checkpoints by value: look at a few rows of each tensor, find, settle what is left by place, measure."""
+"""Match two checkpoints by value: look at a few rows of each tensor, find, settle what is left by place, measure.
+
+What is found is measured beside: by the time the last tensor is looked at, the first are done.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,7 +17,7 @@ import torch
 from parity.errors import UsageError
 from parity.weights.matching.confidence import CONSTANT, NAMED, VALUES, confidence_of
 from parity.weights.matching.entries import AMBIGUOUS, part_from, placed, relation_of
-from parity.weights.matching.finder import Finder, Side
+from parity.weights.matching.finder import Finder
 from parity.weights.matching.leftover import left_over
 from parity.weights.matching.lines import Assignment, Part
 from parity.weights.matching.measuring import THREADS, Measuring, Metrics, Task, computing_on
@@ -100,7 +104,6 @@ class Matcher:
         self._check_budget()
         told = partial(self._tell, "measuring")
         with computing_on(1), Measuring(*self._sources, told) as measuring:
-            self._look()
             self._find(measuring, known or {})
             yield from self._measured(measuring)
         used = {part.key for found in self._found.values() for part in found.assignment.parts}
@@ -129,30 +132,27 @@ class Matcher:
             size = f"{math.ceil(needed / 1e8) / 10}GB"
             raise UsageError(f"matching these needs {size}: give it by --memory {size}, or look at --max-weights N")
 
-    def _look(self) -> None:
-        """Look at both sides: what is looked at is asked for first, so that a disk reads it all at once."""
-        chosen = [list(source.keys())[: self._options.most] for source in self._sources]
-        for sketcher, keys in zip(self._sketchers, chosen, strict=True):
-            for key in keys:
-                sketcher.expect(key)
-        self._ours, self._theirs = (self._first(s, keys) for s, keys in zip(self._sketchers, chosen, strict=True))
-
-    def _first(self, sketcher: Sketcher, keys: Sequence[str]) -> dict[str, Sketch]:
-        out: dict[str, Sketch] = {}
-        packed = packed_in(sketcher.rows.source.keys())
+    def _look(self, side: int) -> Iterator[Sketch]:
+        """Look at each tensor of a side when its turn comes, all asked for first, so that a disk reads them at once."""
+        sketcher, packed = self._sketchers[side], packed_in(self._sources[side].keys())
+        keys = list(self._sources[side].keys())[: self._options.most]
+        for key in keys:
+            sketcher.expect(key)
         for key in keys:
             sketch = sketcher.first(key)
             opaque = key in packed and sketch.dtype in (torch.uint8, torch.int32)
-            out[key] = replace(sketch, packed=packed[key], values=None) if opaque else sketch
+            held = replace(sketch, packed=packed[key], values=None) if opaque else sketch
+            (self._theirs if side else self._ours)[key] = held
             self._tell("looking", 1)
-        return out
+            yield held
 
     def _find(self, measuring: Measuring, known: Mapping[str, Entry]) -> None:
         """Find tensors of many lines first: what is found there says where the small ones belong."""
-        places = Places({k: s.shape for k, s in self._ours.items()}, {k: s.shape for k, s in self._theirs.items()})
-        ours, theirs = Side(self._ours, self._sketchers[0]), Side(self._theirs, self._sketchers[1])
-        self._finder = Finder(ours, theirs, places, self._options.probes, dict(_assignments(known)))
-        for key, found in self._finder.found():
+        places = Places(*({key: source.info(key).shape for key in list(source.keys())[: self._options.most]}
+                          for source in self._sources))  # fmt: skip
+        deque(self._look(0), maxlen=0)
+        self._finder = Finder(self._ours, self._sketchers, places, self._options.probes, dict(_assignments(known)))
+        for key, found in self._finder.found(self._look(1)):
             if found is not None:
                 self._take(key, _Found(found, VALUES), measuring, known)
             self._tell("finding", 1)

@@ -27,11 +27,13 @@ class Task:
         self._what, self._result = (key, found, part), Future[Metrics]()
 
     def run(self, measurer: Measurer) -> None:
-        """Measure it."""
+        """Measure it, or keep what went wrong for whoever asks."""
         try:
             self._result.set_result(measurer.measure(*self._what))
-        except Exception as error:
+        except BaseException as error:
             self._result.set_exception(error)
+            if threading.current_thread() is threading.main_thread() and not isinstance(error, Exception):
+                raise  # Ctrl-C
 
     @property
     def done(self) -> bool:

@@ -65,7 +65,7 @@ class Moments:
         one, other = wide
         one.copy_(expected)
         other.copy_(actual)
-        ee, aa, dd, e1, a1 = sums = _sums(wide)
+        ee, aa, _, e1, a1 = sums = _sums(wide)
         enough = ee * n - e1 * e1 >= 1e-3 * n * ee and aa * n - a1 * a1 >= 1e-3 * n * aa
         return sums if enough and all(map(math.isfinite, sums)) else _in_float64(expected, actual)
 
