@@ -14,17 +14,15 @@ from typing import Any
 
 import torch
 
-from parity.errors import UsageError
 from parity.weights.matching.confidence import CONSTANT, NAMED, VALUES, confidence_of
 from parity.weights.matching.entries import AMBIGUOUS, part_from, placed, relation_of
-from parity.weights.matching.finder import Finder
+from parity.weights.matching.finder import Finder, Limits
 from parity.weights.matching.leftover import left_over
 from parity.weights.matching.lines import Assignment, Part
-from parity.weights.matching.measuring import THREADS, Measuring, Metrics, Task, computing_on
+from parity.weights.matching.measuring import Measuring, Metrics, Task, computing_on
 from parity.weights.matching.places import Places
-from parity.weights.matching.rows import CHUNK, matrix_shape
 from parity.weights.matching.settling import Settler
-from parity.weights.matching.sketch import LINE_BYTES, Projections, Sketch, Sketcher
+from parity.weights.matching.sketch import Projections, Sketch, Sketcher
 from parity.weights.matching.vectors import Vectors
 from parity.weights.packed import packed_in
 from parity.weights.source import ElementSource
@@ -44,7 +42,7 @@ class Options:
 
     Args:
         probes: lines of a tensor that are looked up one by one.
-        budget: bytes that may be taken.
+        budget: bytes that may be taken: half for columns kept in memory, a third for sketches of all lines.
         most: only the first so many tensors of each side; None for all.
     """
 
@@ -80,6 +78,7 @@ class Matcher:
 
     Attributes:
         unmatched_native: native keys no reference tensor was found for, once `entries` is done.
+        notes: what was not looked up, for want of memory, likewise.
     """
 
     def __init__(
@@ -90,6 +89,7 @@ class Matcher:
         projections = Projections()
         self._sketchers = [Sketcher(source, projections) for source in self._sources]
         self.unmatched_native: list[str] = []
+        self.notes: list[str] = []
         self._ours: dict[str, Sketch] = {}
         self._theirs: dict[str, Sketch] = {}
         self._found: dict[str, _Found] = {}
@@ -101,13 +101,13 @@ class Matcher:
         `known` are entries of an earlier run by `identity`: what they found is not searched, what they measured not
         measured again.
         """
-        self._check_budget()
         told = partial(self._tell, "measuring")
-        with computing_on(1), Measuring(*self._sources, told) as measuring:
+        with computing_on(1), Measuring(*self._sources, told, self._options.budget // 2) as measuring:
             self._find(measuring, known or {})
             yield from self._measured(measuring)
         used = {part.key for found in self._found.values() for part in found.assignment.parts}
         yield from left_over(self._ours, self._theirs, used, self._sources[0])
+        self.notes = list(self._finder.notes())
         self.unmatched_native = [key for key in self._theirs if key not in self._found]
 
     def pending(self) -> list[Entry]:
@@ -117,20 +117,6 @@ class Matcher:
             {**part.entry, **empty, "estimate": self._found[key].assignment.cosine}
             for key, parts in self._parts.items() for part in parts if not part.done
         ]  # fmt: skip
-
-    def _check_budget(self) -> None:
-        """Refuse what would not fit: sketches of all lines, tensors whose lines are out of order kept whole."""
-        largest, lines = 0, [0, 0]
-        for side, source in enumerate(self._sources):
-            for key in list(source.keys())[: self._options.most]:
-                info = source.info(key)
-                rows, columns = matrix_shape(tuple(info.shape))
-                largest = max(largest, rows * columns * info.dtype.itemsize)
-                lines[side] = lines[side] + rows + columns if not side else max(lines[side], rows + columns)
-        needed = sum(lines) * LINE_BYTES + 2 * THREADS * largest + 64 * CHUNK
-        if needed > self._options.budget:
-            size = f"{math.ceil(needed / 1e8) / 10}GB"
-            raise UsageError(f"matching these needs {size}: give it by --memory {size}, or look at --max-weights N")
 
     def _look(self, side: int) -> Iterator[Sketch]:
         """Look at each tensor of a side when its turn comes, all asked for first, so that a disk reads them at once."""
@@ -151,7 +137,8 @@ class Matcher:
         places = Places(*({key: source.info(key).shape for key in list(source.keys())[: self._options.most]}
                           for source in self._sources))  # fmt: skip
         deque(self._look(0), maxlen=0)
-        self._finder = Finder(self._ours, self._sketchers, places, self._options.probes, dict(_assignments(known)))
+        limits = Limits(self._options.probes, self._options.budget // 3)
+        self._finder = Finder(self._ours, self._sketchers, places, limits, dict(_assignments(known)))
         for key, found in self._finder.found(self._look(1)):
             if found is not None:
                 self._take(key, _Found(found, VALUES), measuring, known)

@@ -51,12 +51,15 @@ class Measuring:
     Args:
         reference, native: both checkpoints.
         tell: called with the bytes compared, by any thread.
+        most: bytes of columns that may be kept, by all threads together.
     """
 
-    def __init__(self, reference: ElementSource, native: ElementSource, tell: Callable[[int], None]) -> None:
-        self._sources, self._tell = (reference, native), tell
+    def __init__(
+        self, reference: ElementSource, native: ElementSource, tell: Callable[[int], None], most: int
+    ) -> None:
+        self._sources, self._tell, self._most = (reference, native), tell, most // THREADS
         self._stopped = threading.Event()
-        self._mine = Measurer(*self._sources, tell)
+        self._mine = Measurer(*self._sources, tell, self._most)
         self._tasks: SimpleQueue[Task | None] = SimpleQueue()
         self._beside = threading.Thread(target=self._work, daemon=True)
 
@@ -88,7 +91,7 @@ class Measuring:
 
     def _work(self) -> None:
         torch.set_num_threads(1)
-        measurer = Measurer(*self._sources, self._told)
+        measurer = Measurer(*self._sources, self._told, self._most)
         while (task := self._tasks.get()) is not None and not self._stopped.is_set():
             task.run(measurer)
 

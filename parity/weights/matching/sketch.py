@@ -30,6 +30,7 @@ SLABS, SLAB = 8, 2
 """A first look takes so many runs, of so many rows each."""
 LINE_BYTES = 2 * K + 4
 _MOST_KEPT = 1 << 22
+_AT_ONCE = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ class Sketch:
     def length(self, axis: int) -> int:
         """Return the length of a line: of rows (axis 0) or columns (axis 1)."""
         return self.rows if axis else self.columns
+
+    @property
+    def full_bytes(self) -> int:
+        """Bytes that sketches of all its lines take."""
+        return (self.rows + self.columns) * LINE_BYTES
 
     @property
     def telling(self) -> bool:
@@ -148,8 +154,8 @@ class Sketcher:
         for start, stop, chunk in self.rows.all(sketch.key):
             torch.mm(chunk, by_row, out=sums[0][start:stop])
             sums[1].addmm_(chunk.t(), by_column[start:stop])
-        lines, norms = zip(_units(sums[0], by_row, columns), _units(sums[1], by_column, rows), strict=True)
-        return replace(sketch, lines=(lines[0].half(), lines[1].half()), norms=norms)
+        lines, norms = zip(_halves(sums[0], by_row, columns), _halves(sums[1], by_column, rows), strict=True)
+        return replace(sketch, lines=lines, norms=norms)
 
     def _range(self, key: str) -> tuple[float, float]:
         """Return the least and the most of a tensor of which a few rows are constant, as far as they agree."""
@@ -180,3 +186,12 @@ def _units(sums: Tensor, projection: Tensor, length: int) -> tuple[Tensor, Tenso
     still = norm > 1e-5 * (sums[:, :K].norm(dim=1, keepdim=True) + 1e-30)
     units = torch.where(still, centred / norm.clamp_min(1e-30), 0.0).nan_to_num_(0.0, 0.0, 0.0)
     return units, torch.where(still, norm, 0.0).squeeze(1).nan_to_num_(0.0, 0.0, 0.0)
+
+
+def _halves(sums: Tensor, projection: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Do the same in float16 and in steps, for many lines. Shapes: sums [n, K + 1] to [n, K] and norms [n]."""
+    units, norms = torch.empty(len(sums), K, dtype=torch.float16), torch.empty(len(sums))
+    for at in range(0, len(sums), _AT_ONCE):
+        some = slice(at, at + _AT_ONCE)
+        units[some], norms[some] = _units(sums[some], projection, length)
+    return units, norms
