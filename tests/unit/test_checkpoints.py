@@ -146,7 +146,8 @@ def test_pickles_of_views_and_of_what_is_no_tensor(tmp_path: Path) -> None:
 
 
 def test_tensors_beside_a_state_dict_are_not_taken_for_it(tmp_path: Path) -> None:
-    held = {"step": torch.tensor(3), "optimizer": {"state": {0: {"m": torch.ones(2)}}}, "ema": state(), "model": state()}
+    optimizer = {"state": {0: {"m": torch.ones(2)}}}
+    held = {"step": torch.tensor(3), "optimizer": optimizer, "ema": state(), "model": state()}
     torch.save(held, tmp_path / "a.pt")
     checkpoint = open_checkpoint(str(tmp_path / "a.pt"))
     assert_holds(checkpoint, state())

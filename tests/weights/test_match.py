@@ -23,7 +23,7 @@ from fixtures.checkpoints import (
     wan_like,
 )
 from parity.commands.weights.key_map import mapped
-from parity.errors import KeyMapError, UsageError
+from parity.errors import KeyMapError
 from parity.lora.adapter import LoraAdapter, LoraTarget
 from parity.lora.mapping import map_adapter
 from parity.weights.mapfile import key_map_from
