@@ -14,7 +14,7 @@ from torch import Tensor
 
 _RUN = 1 << 17
 """A float32 sum of so many squares is right to 1e-6."""
-_BLOCK = 1 << 18
+_BLOCK = 1 << 19
 """Values summed at once: their float32 copies stay in the processor's cache."""
 _SMALL = 1 << 12
 _EXACT = (torch.float64, torch.int32, torch.int64, torch.complex64, torch.complex128)
