@@ -53,7 +53,7 @@ Paths = Sequence[Path]
 PAIRS_TIMED = 6
 COUNTED = """Time is that of the whole command, from its arguments to its last line, without the imports its help needs.
 It is divided by that of reading both files once on one thread, into a reused buffer. Cold, the disk decides: tensors
-are asked for ahead, and two are read at once. Warm, equal values cost a comparison, as fast as reading. Where every value
+are asked for ahead, two at once. Warm, equal values cost a comparison, as fast as reading. Where every value
 differs, two conversions, a difference, three products and two sums do more work than reading does."""
 
 
