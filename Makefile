@@ -10,7 +10,7 @@ LOCK = requirements/lock$(shell $(PYTHON) -c 'import sys; print("-py310" if sys.
 PIP = $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup parity test lint third-party bench-shadow bench-stress bench-suite bench-lora bench-weights \
+.PHONY: help setup parity test lint fuzz third-party bench-shadow bench-stress bench-suite bench-lora bench-weights \
   bench-detect bench-report bench-gate find-the-bug report-images sample docs docs-check rehearsal two-environments \
   kill-and-resume method-table findings clean
 
@@ -39,6 +39,9 @@ test: $(READY) ## run every test; gets the one third-party source they need
 lint: $(READY) ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+fuzz: $(READY) ## draw 20,000 headers of checkpoints against the safetensors library; FUZZ_EXAMPLES=N draws N
+	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-20000} $(BIN)/pytest -q tests/unit/test_checkpoint_headers.py $(ARGS)
 
 third-party: $(READY) ## unpack every third-party source below .third_party/
 	$(BIN)/python scripts/unpack_third_party.py

@@ -2,7 +2,8 @@
 
 Every other change asks whether the fault is one that is known. This one asks nothing of it: the ops of both sides that
 differ are paired by their exact values, the reference's value is set in the place of the native's, and the forward
-goes on. The smallest such set is where the functions part, whatever was done there; how its values are related says what.
+goes on. The smallest such set is where the functions part, whatever was done there; how its values are related says
+what.
 """
 
 from __future__ import annotations

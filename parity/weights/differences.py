@@ -18,6 +18,9 @@ _COARSER = {
     torch.float16: (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
 }
 
+_COARSE = 0.08
+"""What a byte a value loses at most, of a tensor's norm: the coarsest, float8_e5m2, has two bits behind the point."""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -79,7 +82,19 @@ def _what(value: Tensor, held: Tensor, rounded: str | None, numbers: tuple[float
         return f"{value.dtype} stored as {held.dtype}".replace("torch.", "")
     if held.numel() and bool((held == held.reshape(-1)[0]).all()):
         return f"holds {held.reshape(-1)[0].item():.4g} everywhere: never filled?"
-    return _moved(value.to(held.dtype), held) or f"differs by {numbers[0]:.2g} of its norm"
+    return _quantised(value, held) or _moved(value.to(held.dtype), held) or f"differs by {numbers[0]:.2g} of its norm"
+
+
+def _quantised(value: Tensor, held: Tensor) -> str | None:
+    """Recognise values that are stored in a byte each, by scales that lie elsewhere."""
+    if held.element_size() > 1 or held.dtype == torch.bool or value.element_size() == 1 or not value.ndim:
+        return None
+    one, other = (t.double().reshape(t.shape[0], -1) for t in (value, held))
+    scales = (one * other).sum(1, keepdim=True) / other.square().sum(1, keepdim=True).clamp_min(1e-300)
+    apart = float((one - scales * other).norm() / one.norm().clamp_min(1e-300))
+    dtype = str(held.dtype).removeprefix("torch.")
+    return f"is right but for its scales and {dtype} ({apart:.1%} apart once scaled): dequantise it" \
+        if apart < _COARSE else None  # fmt: skip
 
 
 def _moved(value: Tensor, held: Tensor) -> str | None:

@@ -44,6 +44,9 @@ class ElementSource(TensorSource, Protocol):
     def get_elements(self, key: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
         """Return elements `[start, stop)` in row-major order, in the bytes of `out` where that saves memory."""
 
+    def expect(self, key: str, start: int, stop: int) -> None:
+        """Take note that elements `[start, stop)` will be asked for soon."""
+
 
 class StateDictSource:
     """A state dict, or any mapping to tensors, as a `TensorSource`; entries that are no tensors are left out."""
@@ -90,6 +93,9 @@ class StateDictSource:
         Shapes: [stop - start].
         """
         return self.get_tensor(key).reshape(-1)[start:stop]
+
+    def expect(self, key: str, start: int, stop: int) -> None:
+        """Nothing: the values are in memory."""
 
 
 def computable(value: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 
 from hypothesis import given, settings
@@ -12,6 +13,8 @@ from safetensors import SafetensorError, deserialize
 from parity.errors import ParityError
 from parity.io.checkpoints.header import BITS, parse_header
 
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "400"))
+"""Headers to draw; `make fuzz` draws many more."""
 NUMBERS = st.one_of(st.integers(-1, 9), st.sampled_from([0.0, 1.0, True, None, "1", 1 << 32, 1 << 63, (1 << 64) - 1]))
 ENTRIES = st.fixed_dictionaries(
     {
@@ -47,7 +50,7 @@ NEAR = st.tuples(honest(), st.integers(0, 300), BYTES)
 FUZZED = st.one_of(ANY, honest(), NEAR.map(lambda held: (changed(held[0][0], held[1], held[2]), held[0][1])))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(FUZZED)
 def test_never_accepts_what_the_library_refuses(held: tuple[bytes, int]) -> None:
     text, data = held
@@ -64,7 +67,7 @@ def test_never_accepts_what_the_library_refuses(held: tuple[bytes, int]) -> None
     assert {key: list(entry.shape) for key, entry in ours.entries.items()} == {k: v["shape"] for k, v in theirs.items()}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=max(EXAMPLES // 4, 1), deadline=None)
 @given(honest())
 def test_accepts_what_is_right(held: tuple[bytes, int]) -> None:
     text, data = held

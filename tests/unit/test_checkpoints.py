@@ -145,6 +145,15 @@ def test_pickles_of_views_and_of_what_is_no_tensor(tmp_path: Path) -> None:
     assert checkpoint.left_out == ("epoch", "sparse")
 
 
+def test_tensors_beside_a_state_dict_are_not_taken_for_it(tmp_path: Path) -> None:
+    optimizer = {"state": {0: {"m": torch.ones(2)}}}
+    held = {"step": torch.tensor(3), "optimizer": optimizer, "ema": state(), "model": state()}
+    torch.save(held, tmp_path / "a.pt")
+    checkpoint = open_checkpoint(str(tmp_path / "a.pt"))
+    assert_holds(checkpoint, state())
+    assert checkpoint.unwrapped == ("model",)
+
+
 @pytest.mark.parametrize("wrapper", ["module.", "net.", "_orig_mod.", "module._orig_mod."])
 def test_wrappers_are_taken_off(wrapper: str, tmp_path: Path) -> None:
     save_file({wrapper + key: value for key, value in state().items()}, tmp_path / "a.safetensors")

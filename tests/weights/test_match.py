@@ -23,7 +23,7 @@ from fixtures.checkpoints import (
     wan_like,
 )
 from parity.commands.weights.key_map import mapped
-from parity.errors import KeyMapError, UsageError
+from parity.errors import KeyMapError
 from parity.lora.adapter import LoraAdapter, LoraTarget
 from parity.lora.mapping import map_adapter
 from parity.weights.mapfile import key_map_from
@@ -162,10 +162,21 @@ def test_one_map_serves_weights_and_lora() -> None:
         assert torch.allclose(native[f"{key}.weight"] + delta, wanted[f"{key}.weight"], atol=1e-5)
 
 
-def test_what_does_not_fit_the_memory_is_refused_in_words() -> None:
-    state = {"w": torch.zeros(64, 64)}
-    with pytest.raises(UsageError, match=r"matching these needs 0.1GB: give it by --memory 0.1GB"):
-        matched(state, state, budget=1000)
+def test_little_memory_means_more_reading_not_less_found() -> None:
+    made = Trained(8)
+    reference = {"a": made.matrix(80, 640), "b": made.matrix(512, 96)}
+    native = {"turned": reference["a"].t().contiguous(), "other": reference["b"]}
+    entries = matched(reference, native, budget=300_000)
+    assert {(e["reference"], e["native"], e["cosine"]) for e in entries} == {("a", "turned", 1.0), ("b", "other", 1.0)}
+
+
+def test_what_was_not_searched_for_want_of_memory_is_said() -> None:
+    made = Trained(9)
+    reference = {"a": made.matrix(64, 64), "b": made.matrix(64, 64)}
+    native = {"turned": reference["b"].t().contiguous()}
+    matcher = Matcher(StateDictSource(reference), StateDictSource(native), Options(budget=30_000))
+    assert {entry["relation"] for entry in matcher.entries()} == {"unrelated"}
+    assert matcher.notes == ["1 native tensors were not looked for everywhere: that needs --memory 0.1GB"]
 
 
 def test_a_padded_tensor_is_said_to_be_one() -> None:

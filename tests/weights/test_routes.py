@@ -16,10 +16,12 @@ from fixtures.checkpoints import (
     fastvideo_like,
     longcat_like,
     noisy,
+    per_head,
     shuffled,
     to_half_split,
     wan_like,
 )
+from parity.weights.matching import exact
 from parity.weights.matching.matcher import Entry, Matcher, Options
 from parity.weights.matching.moments import Moments, all_numbers, same_bytes
 from parity.weights.source import StateDictSource
@@ -76,6 +78,12 @@ def test_plain_renames_and_splits_are_read_about_once(wan: State) -> None:
     assert max(read) < 1.12
 
 
+def test_unrelated_models_are_read_about_once() -> None:
+    entries, read = matched(wan_like(1, 128), diffusers_like(wan_like(1, 128, seed=7)))
+    assert {entry["relation"] for entry in entries} == {"unrelated"}
+    assert max(read) < 1.3  # 16 of 128 rows more than once
+
+
 def test_a_layout_is_searched_in_one_block_and_tried_in_the_others(wan: State) -> None:
     entries, read = matched(wan, turned(wan))
     wanted = {(key, diffusers_name(key)) for key in wan}
@@ -93,6 +101,19 @@ def test_heads_that_a_sample_misses_are_seen_when_measured() -> None:
     rows[144:160], rows[176:192] = torch.arange(176, 192), torch.arange(144, 160)  # between the rows seen first
     entries, _ = matched(reference, {"to_q.weight": reference["q.weight"][rows]})
     assert [(entry["relation"], entry["cosine"]) for entry in entries] == [("permute rows", 1.0)]
+
+
+def test_runs_and_gathered_lines_give_the_same_numbers(wan: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [[wan[f"blocks.{block}.self_attn.{x}.weight"] for x in "qkv"] for block in range(2)]
+    native = {"0.qkv": per_head(parts[0], HEADS), "1.qkv": noisy(per_head(parts[1], HEADS), 0.01)}
+    found = []
+    for least in (1, 1 << 30):
+        monkeypatch.setattr(exact, "_RUN", least)
+        entries = [entry for entry in matched(wan, native)[0] if entry["native"]]
+        assert [entry["rel_l2"] for entry in entries] == pytest.approx([0.0] * 3 + [0.01] * 3, rel=0.2)
+        found.append([(entry["reference"], entry["cosine"], entry["pearson"]) for entry in entries])
+    for one, other in zip(*found, strict=True):
+        assert one == (other[0], pytest.approx(other[1], abs=1e-9), pytest.approx(other[2], abs=1e-9))
 
 
 def test_a_nan_in_the_middle_is_named(wan: State) -> None:

@@ -99,6 +99,10 @@ def one_nan(value: Tensor) -> Tensor:
     return value
 
 
+def quantised(value: Tensor) -> Tensor:
+    return (value.float() / value.float().abs().amax(1, keepdim=True) * 448).to(torch.float8_e4m3fn)
+
+
 Q0 = "layers.0.to_q.weight"
 BUGS: list[tuple[str, Callable[[State], object], str, str]] = [
     ("swap", swapped, "swapped", "layers.1.to_q.weight holds layers.1.to_k.weight"),
@@ -114,6 +118,7 @@ BUGS: list[tuple[str, Callable[[State], object], str, str]] = [
     ("nan", changed("layers.0.norm.weight", one_nan), "different", "layers.0.norm.weight: holds 1 NaN"),
     ("sign", changed(Q0, Tensor.neg), "different", "has the sign turned"),
     ("scaled", changed("head.weight", lambda v: v * 0.5), "different", "is the right tensor times 0.5"),
+    ("quantised", changed(Q0, quantised), "different", "is right but for its scales and float8_e4m3fn"),
     ("noise", changed("head.weight", lambda v: v + 1e-3), "different", "differs by"),
 ]
 

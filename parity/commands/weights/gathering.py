@@ -74,8 +74,9 @@ class Gathering:
             older = [entry for key, entry in known.items() if key not in here]
             held += [entry for entry in older if entry["cosine"] is not None]
             later += [entry for entry in older if entry["cosine"] is None]
+        notes = [*self._head["notes"], *self._matcher.notes]
         return {
-            **self._head, "complete": complete, "summary": summary_of(held), "blocks": blocks_of(held),
+            **self._head, "notes": notes, "complete": complete, "summary": summary_of(held), "blocks": blocks_of(held),
             "matches": held, "pending": later,
             "unmatched_native": self._matcher.unmatched_native if complete else [],
         }  # fmt: skip

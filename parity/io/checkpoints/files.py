@@ -121,8 +121,8 @@ def _check_archive(path: Path) -> None:
 
 def _state_dict(held: Any, path: Path) -> tuple[Mapping[Any, Any], tuple[str, ...]]:
     names: list[str] = []
-    while isinstance(held, Mapping) and not any(isinstance(value, Tensor) for value in held.values()):
-        inside = [key for key in held if isinstance(key, str) and _holds_tensors(held[key])]
+    while isinstance(held, Mapping):
+        inside = [key for key in held if isinstance(key, str) and _tensors_in(held[key]) > _tensors_in(held, 1)]
         known = [name for name in _NESTED if name in inside] or inside
         if not inside:
             break
@@ -135,10 +135,11 @@ def _state_dict(held: Any, path: Path) -> tuple[Mapping[Any, Any], tuple[str, ..
     return held, tuple(names)
 
 
-def _holds_tensors(held: Any, depth: int = 4) -> bool:
+def _tensors_in(held: Any, depth: int = 5) -> int:
+    """Count tensors: a step or a loss beside a state dict is one, the state dict many."""
     if not isinstance(held, Mapping) or not depth:
-        return False
-    return any(isinstance(value, Tensor) or _holds_tensors(value, depth - 1) for value in held.values())
+        return 0
+    return sum(isinstance(value, Tensor) or _tensors_in(value, depth - 1) for value in held.values())
 
 
 def _is_dense(value: Any) -> bool:

@@ -127,6 +127,10 @@ class Checkpoint:
         """
         return self._held(key).elements(start, stop, out)
 
+    def expect(self, key: str, start: int, stop: int) -> None:
+        """Have the system read elements `[start, stop)` in advance, where it can."""
+        self._held(key).expect(start, stop)
+
     def _held(self, key: str) -> Stored:
         if key not in self.stored:
             raise UsageError.unknown("tensor", key, self.stored)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from parity.errors import CheckpointError
-from parity.io.checkpoints.header import BITS, Entry
+from parity.io.checkpoints.header import Entry
 
 _HALVED = getattr(torch, "float4_e2m1fn_x2", None)
 TORCH_DTYPES = {
@@ -40,6 +40,9 @@ class Stored(Protocol):
 
     def elements(self, start: int, stop: int, out: Tensor | None = None) -> Tensor:
         """Return elements `[start, stop)` in row-major order, in the bytes of `out` where given."""
+
+    def expect(self, start: int, stop: int) -> None:
+        """Have the system read elements `[start, stop)` in advance, where it can."""
 
 
 class StoredBytes:
@@ -79,12 +82,18 @@ class StoredBytes:
             CheckpointError: the file ends before, or its disk fails.
         """
         dtype = self.torch_dtype()
-        size = 1 if self.dtype_name == "F4" else BITS[self.dtype_name] // 8
-        count = (stop - start) * size
+        count = (stop - start) * dtype.itemsize
         buffer = torch.empty(count, dtype=torch.uint8) if out is None else out[:count]
         if count:
-            self._fill(memoryview(buffer.numpy().data), self._start + start * size)
+            self._fill(memoryview(buffer.numpy()), self._start + start * dtype.itemsize)  # type: ignore[arg-type]
         return buffer.view(dtype)
+
+    def expect(self, start: int, stop: int) -> None:
+        """Have the system read elements `[start, stop)` in advance, where it can."""
+        if hasattr(os, "posix_fadvise") and stop > start:
+            size = self.torch_dtype().itemsize
+            place = self._start + start * size, (stop - start) * size
+            os.posix_fadvise(self._numbers[0], *place, os.POSIX_FADV_WILLNEED)
 
     def _fill(self, view: memoryview, at: int) -> None:
         done, number = 0, self._numbers[len(view) >= _LONG]
@@ -117,3 +126,6 @@ class StoredTensor:
         Shapes: [stop - start].
         """
         return self._load().reshape(-1)[start:stop]
+
+    def expect(self, start: int, stop: int) -> None:
+        """Nothing: the file is mapped, and the system reads ahead by itself."""

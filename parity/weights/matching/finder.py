@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from parity.weights.matching.checking import Checker
@@ -19,43 +20,46 @@ from parity.weights.matching.samples import Samples
 from parity.weights.matching.search import Search
 from parity.weights.matching.sketch import Sketch, Sketcher
 
-Finding = Callable[[str, Assignment], None]
 _CUT_OFF = 4
 """A native tensor with less than this share of a reference's rows may lie between the rows seen of it."""
 
 
 @dataclass(frozen=True)
-class Side:
-    """One checkpoint: its sketches by key, and what makes more of them."""
+class Limits:
+    """How much to look at: lines of a tensor that are looked up one by one, and bytes of sketches of all lines."""
 
-    sketches: Mapping[str, Sketch]
-    sketcher: Sketcher
+    probes: int
+    sketches: int
 
 
 class Finder:
     """Finds assignments for the native tensors of many lines.
 
     Args:
-        reference, native: both sides, every tensor looked at first.
+        reference: sketches by key, every tensor looked at first.
+        sketchers: what makes more of them, of both sides.
         places: where tensors stand.
-        probes: lines of a tensor that are looked up one by one.
+        limits: how much to look at.
         known: what is known before, by native key.
     """
 
     def __init__(
-        self, reference: Side, native: Side, places: Places, probes: int, known: Mapping[str, Assignment]
-    ) -> None:
-        self._ours, self._theirs, self._places, self._known = reference, native, places, known
-        self._samples = Samples(reference.sketches, places)
-        self._checker = Checker(reference.sketches, reference.sketcher.rows, native.sketcher.rows)
+        self, reference: Mapping[str, Sketch], sketchers: Sequence[Sketcher], places: Places, limits: Limits,
+        known: Mapping[str, Assignment],
+    ) -> None:  # fmt: skip
+        self._ours, self._sketchers, self._places, self._known = reference, sketchers, places, known
+        self._samples = Samples(reference, places)
+        self._checker = Checker(reference, sketchers[0].rows, sketchers[1].rows)
         self._learned = Learned(places)
-        self._search = Search(places, probes)
+        self._search = Search(places, limits.probes)
+        self._room = self._most = limits.sketches
+        self._lacking = self._open = 0
         self._claimed: set[str] = set()
 
-    def found(self) -> Iterator[tuple[str, Assignment | None]]:
+    def found(self, natives: Iterable[Sketch]) -> Iterator[tuple[str, Assignment | None]]:
         """Yield every native tensor of many lines with where it comes from; those that take more come last."""
         left: list[Sketch] = []
-        for native in self._theirs.sketches.values():
+        for native in natives:
             if native.values is None and native.telling:
                 found = self._known.get(native.key) or self._cheaply(native)
                 if found is None:
@@ -85,27 +89,43 @@ class Finder:
         return None
 
     def by_lines(self, native: Sketch) -> Assignment | None:
-        """Sketch the tensor whole, and references until they explain it."""
-        whole = self._theirs.sketcher.full(native)
-        groups = list(self._candidates(whole))
+        """Sketch the tensor whole, and references until they explain it, or memory for sketches is used up."""
+        if native.full_bytes > self._room:
+            self._open, self._lacking = self._open + 1, max(self._lacking, native.full_bytes - self._room)
+            return None
+        whole = self._sketchers[1].full(native)
+        groups, lacking = list(self._candidates(whole)), 0
         for number, group in enumerate(groups, 1):
             with computing_on(THREADS):
-                if not self._take_in(group) and 1 < number < len(groups):
+                took, lacking = self._take_in(group)
+                if not took and 1 < number < len(groups):
                     continue
                 found = self._search.find(whole, last=number == len(groups))
             if found is not None and (found.covered > 0.95 or number == len(groups)):
                 return found
+        self._open, self._lacking = self._open + bool(lacking), max(self._lacking, lacking)
         return None
 
-    def _take_in(self, group: Iterable[Sketch]) -> bool:
-        """Sketch what is new of a group; returns whether anything was."""
+    def _take_in(self, group: Iterable[Sketch]) -> tuple[bool, int]:
+        """Sketch what is new of a group, while there is room; return whether anything was, and the bytes lacking."""
         new = [held for held in group if not self._search.has(held.key)]
-        self._search.add(self._ours.sketcher.full(held) for held in new)
-        return bool(new)
+        taken: list[Sketch] = []
+        for held in new:
+            if held.full_bytes <= self._room:
+                self._room -= held.full_bytes
+                taken.append(held)
+        self._search.add(self._sketchers[0].full(held) for held in taken)
+        return bool(taken), sum(held.full_bytes for held in new) - sum(held.full_bytes for held in taken)
+
+    def notes(self) -> Iterator[str]:
+        """Say what was left open for want of memory."""
+        if self._open:
+            size = f"{math.ceil(3 * (self._most + self._lacking) / 1e8) / 10}GB"
+            yield f"{self._open} native tensors were not looked for everywhere: that needs --memory {size}"
 
     def _candidates(self, native: Sketch) -> Iterator[list[Sketch]]:
         """Yield groups of references to try: by the rows seen of them, of the same block, all that fit."""
-        ours = self._ours.sketches
+        ours = self._ours
         yield [ours[key] for key in self._samples.among_lines(native)]
         fitting = [held for held in ours.values() if self._could_make(native, held)]
         block = self._places.block(native.key)

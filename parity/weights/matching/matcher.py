@@ -1,27 +1,28 @@
-"""Match two checkpoints by value: look at a few rows of each tensor, find, settle what is left by place, measure."""
+"""Match two checkpoints by value: look at a few rows of each tensor, find, settle what is left by place, measure.
+
+What is found is measured beside: by the time the last tensor is looked at, the first are done.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 
-from parity.errors import UsageError
 from parity.weights.matching.confidence import CONSTANT, NAMED, VALUES, confidence_of
 from parity.weights.matching.entries import AMBIGUOUS, part_from, placed, relation_of
-from parity.weights.matching.finder import Finder, Side
+from parity.weights.matching.finder import Finder, Limits
 from parity.weights.matching.leftover import left_over
 from parity.weights.matching.lines import Assignment, Part
-from parity.weights.matching.measuring import THREADS, Measuring, Metrics, computing_on
+from parity.weights.matching.measuring import Measuring, Metrics, Task, computing_on
 from parity.weights.matching.places import Places
-from parity.weights.matching.rows import CHUNK, matrix_shape
 from parity.weights.matching.settling import Settler
-from parity.weights.matching.sketch import LINE_BYTES, Sketch, Sketcher
+from parity.weights.matching.sketch import Projections, Sketch, Sketcher
 from parity.weights.matching.vectors import Vectors
 from parity.weights.packed import packed_in
 from parity.weights.source import ElementSource
@@ -41,7 +42,7 @@ class Options:
 
     Args:
         probes: lines of a tensor that are looked up one by one.
-        budget: bytes that may be taken.
+        budget: bytes that may be taken: half for columns kept in memory, a third for sketches of all lines.
         most: only the first so many tensors of each side; None for all.
     """
 
@@ -62,13 +63,13 @@ class _Part:
 
     entry: Entry
     metrics: Metrics | None = None
-    future: Future[Metrics] | None = None
+    task: Task | None = None
     done: bool = False
 
-    def measured(self) -> Metrics:
+    def measured(self, measuring: Measuring) -> Metrics:
         if self.metrics is None:
-            assert self.future is not None
-            self.metrics, self.future = self.future.result(), None
+            assert self.task is not None
+            self.metrics, self.task = measuring.result(self.task), None
         return self.metrics
 
 
@@ -77,6 +78,7 @@ class Matcher:
 
     Attributes:
         unmatched_native: native keys no reference tensor was found for, once `entries` is done.
+        notes: what was not looked up, for want of memory, likewise.
     """
 
     def __init__(
@@ -84,8 +86,10 @@ class Matcher:
     ) -> None:
         self._options, self._tell = options, tell
         self._sources = reference, native
-        self._sketchers = [Sketcher(source, lambda _: None) for source in self._sources]
+        projections = Projections()
+        self._sketchers = [Sketcher(source, projections) for source in self._sources]
         self.unmatched_native: list[str] = []
+        self.notes: list[str] = []
         self._ours: dict[str, Sketch] = {}
         self._theirs: dict[str, Sketch] = {}
         self._found: dict[str, _Found] = {}
@@ -97,14 +101,13 @@ class Matcher:
         `known` are entries of an earlier run by `identity`: what they found is not searched, what they measured not
         measured again.
         """
-        self._check_budget()
         told = partial(self._tell, "measuring")
-        with computing_on(1), Measuring(*self._sources, told) as measuring:
-            self._look()
+        with computing_on(1), Measuring(*self._sources, told, self._options.budget // 2) as measuring:
             self._find(measuring, known or {})
             yield from self._measured(measuring)
         used = {part.key for found in self._found.values() for part in found.assignment.parts}
         yield from left_over(self._ours, self._theirs, used, self._sources[0])
+        self.notes = list(self._finder.notes())
         self.unmatched_native = [key for key in self._theirs if key not in self._found]
 
     def pending(self) -> list[Entry]:
@@ -115,41 +118,28 @@ class Matcher:
             for key, parts in self._parts.items() for part in parts if not part.done
         ]  # fmt: skip
 
-    def _check_budget(self) -> None:
-        """Refuse what would not fit: sketches of all lines, tensors whose lines are out of order kept whole."""
-        largest, lines = 0, [0, 0]
-        for side, source in enumerate(self._sources):
-            for key in list(source.keys())[: self._options.most]:
-                info = source.info(key)
-                rows, columns = matrix_shape(tuple(info.shape))
-                largest = max(largest, rows * columns * info.dtype.itemsize)
-                lines[side] = lines[side] + rows + columns if not side else max(lines[side], rows + columns)
-        needed = sum(lines) * LINE_BYTES + 2 * THREADS * largest + 64 * CHUNK
-        if needed > self._options.budget:
-            size = f"{math.ceil(needed / 1e8) / 10}GB"
-            raise UsageError(f"matching these needs {size}: give it by --memory {size}, or look at --max-weights N")
-
-    def _look(self) -> None:
-        """Look at both sides at once, each with buffers of its own."""
-        with ThreadPoolExecutor(2) as pool:
-            self._ours, self._theirs = pool.map(self._first, self._sketchers, self._sources)
-
-    def _first(self, sketcher: Sketcher, source: ElementSource) -> dict[str, Sketch]:
-        out: dict[str, Sketch] = {}
-        packed = packed_in(source.keys())
-        for key in list(source.keys())[: self._options.most]:
+    def _look(self, side: int) -> Iterator[Sketch]:
+        """Look at each tensor of a side when its turn comes, all asked for first, so that a disk reads them at once."""
+        sketcher, packed = self._sketchers[side], packed_in(self._sources[side].keys())
+        keys = list(self._sources[side].keys())[: self._options.most]
+        for key in keys:
+            sketcher.expect(key)
+        for key in keys:
             sketch = sketcher.first(key)
             opaque = key in packed and sketch.dtype in (torch.uint8, torch.int32)
-            out[key] = replace(sketch, packed=packed[key], values=None) if opaque else sketch
+            held = replace(sketch, packed=packed[key], values=None) if opaque else sketch
+            (self._theirs if side else self._ours)[key] = held
             self._tell("looking", 1)
-        return out
+            yield held
 
     def _find(self, measuring: Measuring, known: Mapping[str, Entry]) -> None:
         """Find tensors of many lines first: what is found there says where the small ones belong."""
-        places = Places({k: s.shape for k, s in self._ours.items()}, {k: s.shape for k, s in self._theirs.items()})
-        ours, theirs = Side(self._ours, self._sketchers[0]), Side(self._theirs, self._sketchers[1])
-        self._finder = Finder(ours, theirs, places, self._options.probes, dict(_assignments(known)))
-        for key, found in self._finder.found():
+        places = Places(*({key: source.info(key).shape for key in list(source.keys())[: self._options.most]}
+                          for source in self._sources))  # fmt: skip
+        deque(self._look(0), maxlen=0)
+        limits = Limits(self._options.probes, self._options.budget // 3)
+        self._finder = Finder(self._ours, self._sketchers, places, limits, dict(_assignments(known)))
+        for key, found in self._finder.found(self._look(1)):
             if found is not None:
                 self._take(key, _Found(found, VALUES), measuring, known)
             self._tell("finding", 1)
@@ -171,18 +161,18 @@ class Matcher:
             if before is not None and before["cosine"] is not None:
                 held.metrics = {name: before[name] for name in _METRICS}
             else:
-                held.future = measuring.submit(key, found.assignment, part)
+                held.task = measuring.submit(key, found.assignment, part)
 
     def _measured(self, measuring: Measuring) -> Iterator[Entry]:
         for key in self._theirs:
             if key in self._found:
                 self._doubted(key, measuring)
-                yield from self._entries(key)
+                yield from self._entries(key, measuring)
 
     def _doubted(self, key: str, measuring: Measuring) -> None:
         """Look at all lines where the values agree less than a sample of them did, and keep what agrees more."""
         found, native = self._found[key], self._theirs[key]
-        worst = min((part.measured()["cosine"] for part in self._parts[key]), default=math.nan)
+        worst = min((part.measured(measuring)["cosine"] for part in self._parts[key]), default=math.nan)
         promised = found.assignment.cosine
         least = promised - _DOUBT - _SPREAD * (1 - promised)
         if native.values is not None or found.how != VALUES or not worst < least:
@@ -192,12 +182,12 @@ class Matcher:
             return
         kept = self._parts[key]
         self._take(key, replace(found, assignment=again), measuring, {})
-        if min(part.measured()["cosine"] for part in self._parts[key]) <= worst + _DOUBT / 2:
+        if min(part.measured(measuring)["cosine"] for part in self._parts[key]) <= worst + _DOUBT / 2:
             self._found[key], self._parts[key] = found, kept
 
-    def _entries(self, key: str) -> Iterator[Entry]:
+    def _entries(self, key: str, measuring: Measuring) -> Iterator[Entry]:
         for part in self._parts[key]:
-            metrics, part.done = part.measured(), True
+            metrics, part.done = part.measured(measuring), True
             yield {**part.entry, **metrics, **confidence_of(self._found[key].how, metrics, self._theirs[key])}
 
     def _described(self, key: str, found: _Found, part: Part) -> Entry:

@@ -8,11 +8,14 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-_RUN = 1 << 16
+_RUN = 1 << 17
 """A float32 sum of so many squares is right to 1e-6."""
+_BLOCK = 1 << 19
+"""Values summed at once: their float32 copies stay in the processor's cache."""
 _SMALL = 1 << 12
 _EXACT = (torch.float64, torch.int32, torch.int64, torch.complex64, torch.complex128)
 _EXPONENTS: dict[torch.dtype, tuple[type[np.generic], type[np.generic], int, int]] = {
@@ -25,36 +28,45 @@ _EXPONENTS: dict[torch.dtype, tuple[type[np.generic], type[np.generic], int, int
 Sums = tuple[float, float, float, float, float]
 
 
+def room() -> Tensor:
+    """Return memory for float32 copies of both sides. Shapes: [2, _BLOCK]."""
+    return torch.empty(2, _BLOCK)
+
+
 class Moments:
     """Sums over paired values.
+
+    Args:
+        wide: memory to compute in, see `room`, which one thread can use again and again.
 
     Attributes:
         finite: whether every value was a number.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wide: Tensor | None = None) -> None:
         self.finite = True
         self._n = 0
         self._sums = np.zeros(5)
-        self._wide = torch.empty(0), torch.empty(0)
+        self._wide = room() if wide is None else wide
 
     def add(self, expected: Tensor, actual: Tensor) -> None:
         """Take a chunk. Shapes: both [n], of any dtype."""
-        one, other = _flat(expected), _flat(actual)
-        self._n += one.numel()
-        exact = one.numel() <= _SMALL or one.dtype in _EXACT or other.dtype in _EXACT
-        sums = _in_float64(one, other) if exact else self._in_float32(one, other)
-        self.finite &= all(map(math.isfinite, sums))
-        self._sums += sums
+        for one, other in zip(_flat(expected).split(_BLOCK), _flat(actual).split(_BLOCK), strict=True):
+            self._n += one.numel()
+            exact = one.numel() <= _SMALL or one.dtype in _EXACT or other.dtype in _EXACT
+            sums = _in_float64(one, other) if exact else self._in_float32(one, other)
+            self.finite &= all(map(math.isfinite, sums))
+            self._sums += sums
 
     def _in_float32(self, expected: Tensor, actual: Tensor) -> Sums:
         """Return the sums from float32 copies; from float64 ones where float32 overflows or a mean drowns the rest."""
-        if self._wide[0].numel() < expected.numel():
-            self._wide = torch.empty(expected.numel()), torch.empty(expected.numel())
-        one, other = (wide[: expected.numel()] for wide in self._wide)
-        sums = _sums(one.copy_(expected), other.copy_(actual))
         n = expected.numel()
-        enough = all(square - total * total / n >= 1e-3 * square for square, total in zip(sums, sums[3:], strict=False))
+        wide = self._wide if n == _BLOCK else self._wide[:, :n]
+        one, other = wide
+        one.copy_(expected)
+        other.copy_(actual)
+        ee, aa, _, e1, a1 = sums = _sums(wide)
+        enough = ee * n - e1 * e1 >= 1e-3 * n * ee and aa * n - a1 * a1 >= 1e-3 * n * aa
         return sums if enough and all(map(math.isfinite, sums)) else _in_float64(expected, actual)
 
     def metrics(self) -> dict[str, float]:
@@ -82,27 +94,30 @@ def _flat(values: Tensor) -> Tensor:
 
 
 def _in_float64(one: Tensor, other: Tensor) -> Sums:
-    return _sums(one.double(), other.to(torch.float64, copy=True))
+    return _sums(torch.stack([one.double(), other.double()]))
 
 
-def _sums(one: Tensor, other: Tensor) -> Sums:
-    """Return squared norms of both and of the difference, and both sums; `other` is overwritten. Shapes: [n]."""
-    aa, a1 = _square(other), float(other.sum())
-    torch.sub(other, one, out=other)
-    return _square(one), aa, _square(other), float(one.sum()), a1
+def _sums(both: Tensor) -> Sums:
+    """Return squared norms of both and of the difference, and both sums; the second is overwritten. Shapes: [2, n]."""
+    (e1, a1), (one, other) = both.sum(1).tolist(), both
+    expected, actual = both.numpy()
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is summed again, or reported as no number
+        ee, aa = _square(expected), _square(actual)
+        torch.sub(other, one, out=other)
+        return ee, aa, _square(actual), e1, a1
 
 
-def _square(values: Tensor) -> float:
-    if values.dtype == torch.float64:
+def _square(values: npt.NDArray[np.floating]) -> float:
+    if len(values) <= _RUN or values.dtype == np.float64:
         return float(values.dot(values))
-    return sum(float(run.dot(run)) for run in values.split(_RUN))
+    return sum(float(part.dot(part)) for part in (values[at : at + _RUN] for at in range(0, len(values), _RUN)))
 
 
 def same_bytes(one: Tensor, other: Tensor) -> bool:
     """Whether two chunks are of one dtype and hold the same bytes, read as wide integers: the fastest way."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
-    return bool(np.array_equal(_bytes(one), _bytes(other)))
+    return bool((_bytes(one) == _bytes(other)).all())
 
 
 def _bytes(values: Tensor) -> np.ndarray:

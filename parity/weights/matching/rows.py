@@ -53,26 +53,43 @@ class Rows:
         self.source = source
         self._raw = torch.empty(0, dtype=torch.uint8)
         self._wide = torch.empty(0)
+        self._known: dict[str, tuple[int, int, torch.dtype]] = {}
+
+    def info(self, key: str) -> tuple[int, int, torch.dtype]:
+        """Return rows and columns of a tensor's matrix, and its dtype."""
+        if key not in self._known:
+            held = self.source.info(key)
+            self._known[key] = *matrix_shape(tuple(held.shape)), held.dtype
+        return self._known[key]
+
+    def elements(self, key: str, start: int, stop: int) -> Tensor:
+        """Return elements `[start, stop)` as they are stored, valid until the next call. Shapes: [stop - start]."""
+        needed = (stop - start) * self.info(key)[2].itemsize
+        if self._raw.numel() < needed:
+            self._raw = torch.empty(needed, dtype=torch.uint8)
+        return computable(self.source.get_elements(key, start, stop, self._raw))
 
     def stored(self, key: str, start: int, stop: int, columns: int) -> Tensor:
         """Return rows `[start, stop)` as they are stored, valid until the next call. Shapes: [stop - start, J]."""
-        needed = (stop - start) * columns * self.source.info(key).dtype.itemsize
-        if self._raw.numel() < needed:
-            self._raw = torch.empty(needed, dtype=torch.uint8)
-        read = computable(self.source.get_elements(key, start * columns, stop * columns, self._raw))
-        return read.view(stop - start, columns)
+        return self.elements(key, start * columns, stop * columns).view(stop - start, columns)
 
     def take(self, key: str, rows: Ints) -> Tensor:
         """Return some rows in float32, in memory of their own. Shapes: [n, J]."""
-        columns = matrix_shape(tuple(self.source.info(key).shape))[1]
+        columns = self.info(key)[1]
         out = torch.empty(len(rows), columns)
         for start, stop in runs_of(rows):
             out[start:stop] = _real(self.stored(key, int(rows[start]), int(rows[stop - 1]) + 1, columns))
         return out
 
+    def expect(self, key: str, rows: Ints) -> None:
+        """Take note that some rows will be taken soon."""
+        columns = self.info(key)[1]
+        for start, stop in runs_of(rows):
+            self.source.expect(key, int(rows[start]) * columns, (int(rows[stop - 1]) + 1) * columns)
+
     def all(self, key: str) -> Iterator[tuple[int, int, Tensor]]:
         """Yield all rows in runs in float32, each valid until the next. Shapes: [rows, J]."""
-        rows, columns = matrix_shape(tuple(self.source.info(key).shape))
+        rows, columns, _ = self.info(key)
         step = max(CHUNK // max(columns, 1), 1)
         if self._wide.numel() < step * columns:
             self._wide = torch.empty(step * columns)

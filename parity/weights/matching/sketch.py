@@ -13,14 +13,13 @@ Letters in shapes: I, J rows and columns of a tensor seen as a matrix, m rows lo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from parity.weights.matching.rows import Ints, Rows, matrix_shape
+from parity.weights.matching.rows import Ints, Rows
 from parity.weights.source import ElementSource
 
 K = 64
@@ -31,6 +30,7 @@ SLABS, SLAB = 8, 2
 """A first look takes so many runs, of so many rows each."""
 LINE_BYTES = 2 * K + 4
 _MOST_KEPT = 1 << 22
+_AT_ONCE = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,11 @@ class Sketch:
         return self.rows if axis else self.columns
 
     @property
+    def full_bytes(self) -> int:
+        """Bytes that sketches of all its lines take."""
+        return (self.rows + self.columns) * LINE_BYTES
+
+    @property
     def telling(self) -> bool:
         """Whether its values can tell it from others."""
         return self.finite and self.constant is None and self.packed is None
@@ -107,31 +112,39 @@ class Sketcher:
 
     Args:
         source: what to read.
-        tell: called with the bytes of each tensor that is read whole.
+        projections: shared by the sketchers of both sides.
     """
 
-    def __init__(self, source: ElementSource, tell: Callable[[int], None] = lambda _: None) -> None:
+    def __init__(self, source: ElementSource, projections: Projections) -> None:
         self.rows = Rows(source)
-        self._source, self._tell = source, tell
-        self._projections = Projections()
+        self._projections = projections
+
+    def expect(self, key: str) -> None:
+        """Have what `first` looks at read in advance."""
+        rows, columns, _ = self.rows.info(key)
+        self.rows.expect(key, np.arange(rows) if _is_kept(rows, columns) else rows_to_see(rows))
 
     def first(self, key: str) -> Sketch:
         """Return what a few rows tell, or all values where there are few lines."""
-        info = self._source.info(key)
-        rows, columns = matrix_shape(tuple(info.shape))
-        few = min(rows, columns) <= FEW_LINES and rows * columns <= _MOST_KEPT
+        info = self.rows.source.info(key)
+        rows, columns, _ = self.rows.info(key)
+        few = _is_kept(rows, columns)
         seen: Ints = np.arange(rows) if few else rows_to_see(rows)
         values = self.rows.take(key, seen) if columns else torch.empty(rows, 0)
-        lines = _units(values @ self._projections.of(columns), self._projections.of(columns), columns) \
-            if not few else _NOTHING  # fmt: skip
-        whole_rows = values.isfinite().all(dim=1)
-        finite = bool(values.numel()) and bool(whole_rows.all() if few else whole_rows.any())
-        low, high = (float(v) for v in values.aminmax()) if values.numel() else (0.0, 1.0)
+        lines = _NOTHING if few else self._sketched(values, columns)
+        low, high = (float(v) for v in values.aminmax()) if values.numel() else (0.0, 1.0)  # NaN where there is one
+        finite = bool(values.numel()) and (
+            math.isfinite(low + high) or (not few and bool(values.isfinite().all(dim=1).any()))
+        )
         if low == high and not few:
             low, high = self._range(key)
         return Sketch(key, tuple(info.shape), info.dtype, rows, columns, seen, lines, (_NOTHING[0], _NOTHING[0]),
                       (_NOTHING[1], _NOTHING[1]), values if few else None,
                       low if low == high else None, finite)  # fmt: skip
+
+    def _sketched(self, values: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+        projection = self._projections.of(columns)
+        return _units(values @ projection, projection, columns)
 
     def full(self, sketch: Sketch) -> Sketch:
         """Return a sketch with those of all rows and columns; the tensor is read once."""
@@ -141,9 +154,8 @@ class Sketcher:
         for start, stop, chunk in self.rows.all(sketch.key):
             torch.mm(chunk, by_row, out=sums[0][start:stop])
             sums[1].addmm_(chunk.t(), by_column[start:stop])
-        self._tell(rows * columns * sketch.dtype.itemsize)
-        lines, norms = zip(_units(sums[0], by_row, columns), _units(sums[1], by_column, rows), strict=True)
-        return replace(sketch, lines=(lines[0].half(), lines[1].half()), norms=norms)
+        lines, norms = zip(_halves(sums[0], by_row, columns), _halves(sums[1], by_column, rows), strict=True)
+        return replace(sketch, lines=lines, norms=norms)
 
     def _range(self, key: str) -> tuple[float, float]:
         """Return the least and the most of a tensor of which a few rows are constant, as far as they agree."""
@@ -159,6 +171,10 @@ class Sketcher:
 _NOTHING = torch.zeros(0, K), torch.zeros(0)
 
 
+def _is_kept(rows: int, columns: int) -> bool:
+    return min(rows, columns) <= FEW_LINES and rows * columns <= _MOST_KEPT
+
+
 def _units(sums: Tensor, projection: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """Centre and normalise sketches; the sketch of a centred line is its sketch less its mean times that of ones.
 
@@ -170,3 +186,12 @@ def _units(sums: Tensor, projection: Tensor, length: int) -> tuple[Tensor, Tenso
     still = norm > 1e-5 * (sums[:, :K].norm(dim=1, keepdim=True) + 1e-30)
     units = torch.where(still, centred / norm.clamp_min(1e-30), 0.0).nan_to_num_(0.0, 0.0, 0.0)
     return units, torch.where(still, norm, 0.0).squeeze(1).nan_to_num_(0.0, 0.0, 0.0)
+
+
+def _halves(sums: Tensor, projection: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Do the same in float16 and in steps, for many lines. Shapes: sums [n, K + 1] to [n, K] and norms [n]."""
+    units, norms = torch.empty(len(sums), K, dtype=torch.float16), torch.empty(len(sums))
+    for at in range(0, len(sums), _AT_ONCE):
+        some = slice(at, at + _AT_ONCE)
+        units[some], norms[some] = _units(sums[some], projection, length)
+    return units, norms
