@@ -163,11 +163,8 @@ class Bookkeeper:
             self._problems.append(_unwritten(error))
 
     def _write_html(self) -> None:
-        from parity.io.outputs import write_alone
-        from parity.report.html import render_html
-
         try:
-            self._html = write_alone(self._book.folder / "parity.html", render_html(self._book.written()))
+            self._html = self._book.write_page()
         except ParityError as error:
             self._problems.append(f"the report was not written: {error}")
 

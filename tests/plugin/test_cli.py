@@ -74,6 +74,17 @@ def test_parity_exits_0_and_writes_the_record(cli: Cli, tmp_path: Path) -> None:
     assert (tmp_path / "reports" / "parity.json").is_file()
 
 
+def test_a_run_is_written_as_a_page_where_it_is_asked_for(cli: Cli, tmp_path: Path) -> None:
+    result = cli("run", "faulty", "--lora", "off", "-k", "act", "--html")
+    assert result.stdout.endswith("report: reports/parity.html\n")
+    assert "faulty-block1-act-lora_off" in (tmp_path / "reports" / "parity.html").read_text(encoding="utf-8")
+    (tmp_path / "reports" / "parity.html").unlink()
+    (tmp_path / "reports" / "parity.html").mkdir()
+    refused = cli("run", "plain", "--html")
+    assert (refused.exit_code, read_record("reports/parity.json")["complete"]) == (2, True)
+    assert "parity.html" in refused.stderr
+
+
 def test_a_difference_exits_1_and_says_how_to_rerun(cli: Cli) -> None:
     result = cli("run", "faulty", "--lora", "off", "--seed", "3")
     assert result.exit_code == 1

@@ -62,7 +62,7 @@ def test_a_log_of_80_columns_shows_every_word(project: Project, monkeypatch: pyt
     wide = [line for line in ours if len(line) > 80 and str(project.pytester.path) not in line]
     assert [line for line in wide if not line.startswith(("  rerun: ", "    rerun: "))] == []
     assert lines[-2].startswith("FAILED test_suite.py::test_parity[faulty-block1-act-lora_off] - differ")
-    assert 'message="different function, felt"' in (project.pytester.path / "junit.xml").read_text()
+    assert 'message="different function, drowned"' in (project.pytester.path / "junit.xml").read_text()
 
 
 def test_rerun_command_runs_that_case_with_the_same_options(project: Project) -> None:
