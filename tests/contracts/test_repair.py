@@ -64,7 +64,7 @@ NAMED = [
 
 @pytest.mark.parametrize(("plant", "words"), NAMED, ids=[n[0] for n in NAMED])
 def test_the_change_that_repairs_is_named(plant: str, words: str) -> None:
-    """In bfloat16, where casts stand between the ops; in float32 `test_detection.py` names the bugs by their repairs."""
+    """In bfloat16, where casts stand between the ops; `test_detection.py` names them in float32, by their repairs."""
     found = repaired(ran(PLANTS[plant].apply(BASE), torch.bfloat16))
     assert found.words.startswith(words)
     assert found.after < 1e-14

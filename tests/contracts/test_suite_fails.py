@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fixtures.project import ROOT, Project, Run
+from fixtures.project import ROOT, Project, Run, unwrapped
 
 SUITE = ROOT / "tests" / "suite"
 LONGCAT = """
@@ -195,9 +195,10 @@ def test_a_drowned_difference_warns_in_the_same_words(project: Project) -> None:
     run = run_suite(project, LONGCAT.format(plant="final_low", tokens=128), "test_outside_blocks")
     assert run.code == 0
     assert "planted-final_layer-lora_off" in run.cases("warned")
-    start = next(n for n, line in enumerate(run.result.outlines) if "Warning: planted-final_layer-lora_off" in line)
-    words = ("less precise", "impact", "native: final_layer", "rerun: pytest")
-    check_words(run.result.outlines[start : start + 5], *words)
+    lines = [line.removeprefix("  ") for line in run.result.outlines]  # pytest indents a warning
+    start = next(n for n, line in enumerate(lines) if line.startswith("planted-final_layer-lora_off: "))
+    end = next(n for n in range(start, len(lines)) if "rerun: " in lines[n])
+    check_words(unwrapped(lines[start : end + 1]), "less precise", "impact", "native: final_layer", "rerun: pytest")
 
 
 def test_the_suite_passes_on_a_healthy_pair(project: Project) -> None:

@@ -79,7 +79,8 @@ def wrong_selection(words: list[str]) -> str | None:
 @cache
 def said_by_pytest() -> dict[str, tuple[int, str]]:
     """Exit code and words of every documented call of pytest, and of `--help`; one process for all, torch is slow."""
-    given = [shlex.split(command, comments=True)[1:] for command in [*DOCUMENTED, *WRONG] if command.startswith("pytest")]
+    wanted = [command for command in (*DOCUMENTED, *WRONG) if command.startswith("pytest")]
+    given = [shlex.split(command, comments=True)[1:] for command in wanted]
     calls = {shlex.join(words): [*COLLECT, *words, *_place(words)] for words in given} | {"--help": ["--help"]}
     done = subprocess.run(
         [sys.executable, "-c", IN_TURN], cwd=ROOT, input=json.dumps(calls), capture_output=True, text=True, check=True

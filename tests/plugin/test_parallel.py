@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from fixtures.project import Project
 from parity.plugin.options import settings_of
@@ -27,8 +28,9 @@ PAIR = edited(tiny_pair('dying', depth=2, lora=None), output_of('head', die))
 
 def test_two_workers_find_what_one_process_finds(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    torch.set_num_threads(2)
     project.pair("faulty", PAIR)
-    alone = project.run("-q", apart=True)
+    alone = project.run("-q")
     expected = comparable(alone.record)
     assert project.noted == ["built_by_main", "2_threads_None"]
     project.calls.unlink()
