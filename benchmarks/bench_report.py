@@ -19,8 +19,8 @@ RESULT = Path(__file__).resolve().parent / "results" / "report.md"
 HEAD = """# The report of a large run
 
 48 blocks of 9 taps in six states, as a model of 14 billion parameters gives them: what writing the page takes, how
-large it is, and how long a headless chromium needs from asking for the file to a heat map that takes keys (the median of
-five). Made by `python benchmarks/bench_report.py`.
+large it is, and how long a headless chromium needs from asking for the file to a heat map that takes keys (the median
+of five). Made by `python benchmarks/bench_report.py`.
 
 | cases | failing | written in | size | opens in |
 |---|---|---|---|---|"""
