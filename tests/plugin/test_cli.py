@@ -288,7 +288,7 @@ COMMAND = [sys.executable, "-c", "from parity.cli import main; main()", "run", "
 
 
 def test_a_pipe_gets_no_colour(cli: Cli) -> None:
-    done = subprocess.run(COMMAND, capture_output=True, text=True, check=True, env=_environment())
+    done = cli(*COMMAND[3:])
     assert "\033[" not in done.stdout
     assert done.stderr == ""
 
