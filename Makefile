@@ -67,7 +67,7 @@ bench-suite: $(READY) ## measure what recording costs and a cached reference sav
 bench-weights: $(READY) ## measure matching and verifying checkpoints; writes benchmarks/results/weights.md
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_weights.py $(ARGS)
 
-bench-report: $(READY) ## measure size and opening time of a large report in this machine's browser
+bench-report: $(READY) ## measure size and opening time of a large report in a browser; writes benchmarks/results/report.md
 	PYTHONPATH=. $(BIN)/python benchmarks/bench_report.py $(ARGS)
 
 bench-gate: $(READY) ## gate the healthy bundled pair on 200 seeds; writes benchmarks/results/gate.md

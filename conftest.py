@@ -1,3 +1,3 @@
 """Everything lives in the plugin and in `fixtures/`; pytest wants its own plugins named here."""
 
-pytest_plugins = ["fixtures.session", "fixtures.project", "fixtures.browser", "pytester"]
+pytest_plugins = ["fixtures.session", "fixtures.project", "fixtures.browser", "fixtures.scheduling", "pytester"]

@@ -72,15 +72,17 @@ def doctor(
 
 
 app.command(epilog=run.RUN_EPILOG)(run.run)
-app.command(epilog=run.COMPARE_EPILOG)(run.compare)
-app.command(epilog=record.EPILOG)(record.record)
+app.command(epilog=run.COMPARE_EPILOG, short_help="Judge two recordings of one pair; no model is loaded.")(run.compare)
+app.command(epilog=record.EPILOG, short_help="Record one side of a pair, to judge it elsewhere.")(record.record)
 for name, command in answer.commands().items():
     app.command(name, hidden=True)(command)
-app.command(epilog=report.EPILOG)(report.report)
-app.add_typer(lora.app, name="lora")
-app.command("debug-lora", epilog=debug_lora.EPILOG)(debug_lora.debug_lora)
-app.add_typer(weights.app, name="weights")
-app.add_typer(baseline.app, name="baseline")
+app.command(epilog=report.EPILOG, short_help="Write a run as one HTML file.")(report.report)
+app.add_typer(lora.app, name="lora", short_help="Inspect, check, compare and convert LoRA files.")
+app.command("debug-lora", epilog=debug_lora.EPILOG, short_help="Find out on which side a LoRA goes wrong.")(
+    debug_lora.debug_lora
+)
+app.add_typer(weights.app, name="weights", short_help="Say what is in checkpoints and what differs.")
+app.add_typer(baseline.app, name="baseline", short_help="Keep an accepted state, hold runs against it.")
 app.command(epilog=new.EXAMPLES)(new.new)
 app.command(epilog=summary.EPILOG)(summary.summary)
 

@@ -11,6 +11,7 @@ from typing import Any
 from parity.environment import describe_environment
 from parity.errors import RecordError
 from parity.io.atomic import locked, uninterrupted
+from parity.io.outputs import write_alone
 from parity.io.records import copy_record, read_record, write_record
 from parity.report.record import run_record
 
@@ -98,6 +99,16 @@ class RunBook:
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         states, cases, inputs = (list(held.values()) for held in (self.states, self.cases, self.inputs))
         return run_record(describe_environment(), states, cases, now, self._complete, self._selected, inputs, self.gate)
+
+    def write_page(self) -> Path:
+        """Write the run as one HTML file, `parity.html` beside the record.
+
+        Raises:
+            ParityError: no record was written, or the page cannot be.
+        """
+        from parity.report.html import render_html  # most runs write none
+
+        return write_alone(self.folder / "parity.html", render_html(self.written()))
 
     def hold(self) -> None:
         """Take the right to write the record until `write` or `release`, so that two runs never take turns at it.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,12 +20,12 @@ from fixtures.pairs.longcat import PAIR, inputs_of
 from fixtures.plants import PLANTS
 from parity.case import ParityCase, cases_of
 from parity.pair import Build, ModelPair
-from parity.report.wording import failure_text
+from parity.report.wording import failure_text, fitted
 from parity.run import Options
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "find-the-bug.md"
 BASE = replace(PAIR, inputs=partial(inputs_of, tokens=32), variants={}, lanes={})
-WIDTH = 118
+WIDTH = 80
 Plant = Callable[[ModelPair], ModelPair]
 
 
@@ -104,7 +103,7 @@ def first_failure(shown: Shown, held: Held) -> str:
     case = next(c for c in cases if engine.judged(c).fails)
     failing = sum(engine.judged(c).fails for c in cases)
     text = failure_text(engine.case_record(case), rerun_of(case))
-    return "\n".join([*_wrapped(text), f"{failing} failed of {len(cases)} cases with {_state(case)}"])
+    return "\n".join([fitted(text, WIDTH), f"{failing} failed of {len(cases)} cases with {_state(case)}"])
 
 
 def _state(case: ParityCase) -> str:
@@ -114,12 +113,6 @@ def _state(case: ParityCase) -> str:
 def rerun_of(case: ParityCase) -> str:
     """Return the line that runs a case again."""
     return f'pytest -m parity -k "{case.id}"'
-
-
-def _wrapped(text: str) -> Iterator[str]:
-    wrapper = textwrap.TextWrapper(WIDTH, subsequent_indent=" " * 10, break_long_words=False, break_on_hyphens=False)
-    for line in text.splitlines():
-        yield from wrapper.wrap(line)
 
 
 def sections() -> Iterator[tuple[Shown, str]]:

@@ -90,7 +90,10 @@ def _known(reason: str | None, owner: str | None, expires: str | None) -> Known 
     return Known(reason, owner, expires)
 
 
-@app.command(epilog=examples("parity baseline show", "parity baseline show --baseline gpu.json --json"))
+@app.command(
+    epilog=examples("parity baseline show", "parity baseline show --baseline gpu.json --json"),
+    short_help="Show what is accepted.",
+)
 def show(file: BaselineOption = DEFAULT, json_out: JsonOption = False) -> None:
     """Show what is accepted: states per kind of device, and known differences with reason, owner and last day."""
     with reported(json_out):
@@ -98,7 +101,10 @@ def show(file: BaselineOption = DEFAULT, json_out: JsonOption = False) -> None:
         emit(to_plain(baseline), render_baseline(baseline, today()), json_out)
 
 
-@app.command(epilog=examples("parity baseline check reports/parity.json", "parity baseline check RUN.json -b gpu.json"))
+@app.command(
+    epilog=examples("parity baseline check reports/parity.json", "parity baseline check RUN.json -b gpu.json"),
+    short_help="Hold a run's record against the accepted state.",
+)
 def check(
     run: RunArgument,
     file: BaselineOption = DEFAULT,
@@ -107,7 +113,7 @@ def check(
     ] = False,
     json_out: JsonOption = False,
 ) -> None:
-    """Hold a run's record against the accepted state, as `pytest --parity-baseline` does.
+    """Hold a run's record against the accepted state, as pytest does with `--parity-baseline`.
 
     Exits 1 where something is new, worse, not judged any more, missing or expired.
     """

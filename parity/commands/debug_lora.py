@@ -45,10 +45,10 @@ _LITTLE = 0.1
 def debug_lora(
     pair: PairArgument,
     reference_python: Annotated[
-        str, typer.Option(metavar="PYTHON", help="Interpreter the reference lives in.")
+        str, typer.Option(metavar="PYTHON", show_default="this one", help="Interpreter the reference lives in.")
     ] = sys.executable,
     native_python: Annotated[
-        str, typer.Option(metavar="PYTHON", help="Interpreter the native lives in.")
+        str, typer.Option(metavar="PYTHON", show_default="this one", help="Interpreter the native lives in.")
     ] = sys.executable,
     out: Annotated[
         Path, typer.Option("-o", "--out", metavar="DIR", help="Where the recordings go.")

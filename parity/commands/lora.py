@@ -42,7 +42,10 @@ ReverseOption = Annotated[bool, typer.Option("--reverse", help="Take the key map
 RtolOption = Annotated[float, typer.Option(min=0, help="Relative distance below which two changes are the same.")]
 
 
-@app.command("inspect", epilog=examples("parity lora inspect my_lora.safetensors --base my_model.safetensors"))
+@app.command(
+    "inspect", epilog=examples("parity lora inspect my_lora.safetensors --base my_model.safetensors"),
+    short_help="Say what a file holds.",
+)  # fmt: skip
 def inspect_file(
     file: FileArgument,
     base: BaseOption = None,
@@ -67,7 +70,10 @@ def inspect_file(
     raise typer.Exit(int(failed(found.problems)))
 
 
-@app.command("check", epilog=examples("parity lora check my_lora.safetensors --base my_model.safetensors"))
+@app.command(
+    "check", epilog=examples("parity lora check my_lora.safetensors --base my_model.safetensors"),
+    short_help="Check a file against a model.",
+)  # fmt: skip
 def check_file(
     file: FileArgument,
     base: Annotated[Path, typer.Option(metavar="MODEL", help="The model: a file, or a folder of .safetensors.")],
@@ -96,7 +102,10 @@ def check_file(
     raise typer.Exit(int(failed(problems)))
 
 
-@app.command("diff", epilog=examples("parity lora diff original.safetensors converted.safetensors"))
+@app.command(
+    "diff", epilog=examples("parity lora diff original.safetensors converted.safetensors"),
+    short_help="Compare what two files do to each weight.",
+)  # fmt: skip
 def diff_files(
     first: Annotated[Path, typer.Argument(metavar="A", help="A LoRA file.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Another, in any dialect.")],
@@ -128,7 +137,10 @@ def diff_files(
     raise typer.Exit(int(found.verdict != "same" or bool(problems)))
 
 
-@app.command("convert", epilog=examples(f"parity lora convert my_lora.safetensors --to {writers()[-1]} -o my_lora"))
+@app.command(
+    "convert", epilog=examples(f"parity lora convert my_lora.safetensors --to {writers()[-1]} -o my_lora"),
+    short_help="Convert a file to another dialect or model.",
+)  # fmt: skip
 def convert_file(
     file: FileArgument,
     to: Annotated[str, typer.Option("--to", metavar="FORMAT", help=f"One of {', '.join(writers())}.")],
@@ -232,6 +244,6 @@ def _convert_text(data: dict[str, object], problems: list[Problem]) -> str:
     return "\n".join([*lines, *inspect.told(problems)])
 
 
-app.command("converter", epilog=EPILOG)(converter)
+app.command("converter", epilog=EPILOG, short_help="Write a converter that stands alone.")(converter)
 
 __all__ = ["app"]

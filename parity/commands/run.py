@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,6 +38,7 @@ from parity.inventory import find_project
 from parity.pair import ModelPair
 from parity.propagation import Interpreter, ask
 from parity.references import ReferenceSources, recorded_build, recordings, states_of
+from parity.report.html import check_extra
 from parity.report.record import unjudged_record
 from parity.report.terminal import render_run
 from parity.report.wording import failure_text, fitted
@@ -48,10 +50,14 @@ WordsOption = Annotated[
     str | None, typer.Option("-k", metavar="EXPR", help="Cases whose id has these words (and, or, not).")
 ]
 ReportOption = Annotated[Path, typer.Option(metavar="DIR", help="Where the record is written.")]
+HtmlOption = Annotated[
+    bool, typer.Option("--html", help="Write the run as a page too: parity.html beside the record (extra: report).")
+]
 RUN_EPILOG = examples(
     "parity run my_pair",
     "parity run my_pair --lora off --dtype float32",
     'parity run my_pair -k "block1 and not ffn" --json',
+    "parity run my_pair --html",
 )
 COMPARE_EPILOG = examples(
     "parity compare recordings/reference recordings/native",
@@ -70,6 +76,7 @@ def run(
     device: DeviceOption = None,
     expression: WordsOption = None,
     report: ReportOption = Path("reports"),
+    html: HtmlOption = False,
     json_out: JsonOption = False,
 ) -> None:
     """Run one pair and judge every tap; write the record."""
@@ -81,7 +88,8 @@ def run(
         cases = [case for case in cases_of(chosen, settings.build(chosen)) if case.lora in states]
         given = _repeated(folders, dtype=dtype, size=size, draws=draws, seed=seed or None, device=device)
         whole = len(list(cases_of(chosen, settings.build(chosen))))
-        code = _run(chosen, settings, select(cases, expression), whole, report, f"parity run {pair}{given}", json_out)
+        out = _Out(report, html, json_out)
+        code = _run(chosen, settings, select(cases, expression), whole, f"parity run {pair}{given}", out)
     raise typer.Exit(code)
 
 
@@ -98,6 +106,7 @@ def compare(
     ] = None,
     expression: WordsOption = None,
     report: ReportOption = Path("reports"),
+    html: HtmlOption = False,
     json_out: JsonOption = False,
 ) -> None:
     """Judge two recordings of one pair against each other; no model is loaded."""
@@ -118,17 +127,37 @@ def compare(
         cases = [c for c in cases_of(chosen, settings.build(chosen)) if (c.lora, c.variant) in wanted]
         words = f"parity compare {shlex.quote(str(reference))} {shlex.quote(str(native))}"
         words += _repeated(folders, **{"reference-python": reference_python, "native-python": native_python})
-        code = _run(chosen, settings, select(cases, expression), len(cases), report, words, json_out)
+        code = _run(chosen, settings, select(cases, expression), len(cases), words, _Out(report, html, json_out))
     raise typer.Exit(code)
 
 
+@dataclass(frozen=True)
+class _Out:
+    """Where a run goes besides the terminal.
+
+    Attributes:
+        folder: of the record.
+        html: as a page too.
+        json: the record is printed, and nothing else.
+    """
+
+    folder: Path
+    html: bool
+    json: bool
+
+
 def _run(
-    pair: ModelPair, settings: Settings, cases: list[ParityCase], whole: int, report: Path, words: str, json_out: bool
+    pair: ModelPair, settings: Settings, cases: list[ParityCase], whole: int, words: str, out: _Out
 ) -> int:
     """Judge cases, write and show the record; return the exit code."""
-    book, engine = RunBook(report), Engine({pair.name: pair}, settings)
+    if out.html:
+        check_extra()  # before hours of computing, not behind them
+    book, engine = RunBook(out.folder), Engine({pair.name: pair}, settings)
     errors = judge_cases(engine, cases, book, len(cases) < whole, words)
-    emit(book.record(), _rendered(book, words), json_out)
+    emit(book.record(), _rendered(book, words), out.json)
+    if out.html:
+        page = book.shown(book.write_page())
+        typer.echo(f"report: {page}", err=out.json)
     _say(errors, book)
     return _exit_code(book, errors)
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePath
+from types import CodeType
 from typing import Any
 
 import torch
@@ -49,9 +50,14 @@ def source_line() -> tuple[SourceLine, int]:
             module = id(held)
         model = code.co_name != "__torch_function__" and not any(part in code.co_filename for part in _NOT_MODELS)
         if found is None and model:
-            found = SourceLine(code.co_filename, frame.f_lineno, code.co_qualname)
+            found = SourceLine(code.co_filename, frame.f_lineno, _named(code))
         frame = frame.f_back
     return found or SourceLine("unknown", 0, ""), module
+
+
+def _named(code: CodeType) -> str:
+    """Return a function's name with its class before it; before Python 3.11 without."""
+    return str(getattr(code, "co_qualname", code.co_name))
 
 
 @dataclass(frozen=True)

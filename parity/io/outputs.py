@@ -12,10 +12,12 @@ def write_out(path: str | Path, text: str) -> Path:
     """Write text to the path a caller named, and nowhere else.
 
     Raises:
-        UsageError: it cannot be written: no permission, a full disk, a folder of that name.
+        UsageError: it cannot be written: no permission, a full disk, a folder or device of that name.
     """
     if Path(path).is_dir():
         raise UsageError(f"cannot write {path}: it is a folder; name a file")
+    if Path(path).exists() and not Path(path).is_file():
+        raise UsageError(f"cannot write {path}: it is a device or a pipe, and a file would take its place; name a file")
     try:
         return write_atomic(path, text.encode("utf-8", "backslashreplace"))
     except OSError as error:

@@ -7,6 +7,7 @@ and records are imported when a test asks for a case, or an option of this plugi
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -14,7 +15,15 @@ import pytest
 from parity.errors import ParityError
 from parity.plugin.book import Bookkeeper
 from parity.plugin.cases import OURS, cases_of, parametrize
-from parity.plugin.check import TOLD, ParityWarning, parity_check, parity_engine, parity_evidence, parity_state
+from parity.plugin.check import (
+    TOLD,
+    ParityWarning,
+    parity_check,
+    parity_engine,
+    parity_evidence,
+    parity_state,
+    shorten,
+)
 from parity.plugin.drawn import parity_drawn, parity_sensitivity
 from parity.plugin.gate import gate_of
 from parity.plugin.options import add_options, given
@@ -127,6 +136,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("needs a GPU")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Word the one line that the summary of failures and JUnit files have for a case."""
+    report = yield
+    shorten(item, report)
+    return report
 
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:

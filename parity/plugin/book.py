@@ -11,7 +11,7 @@ import pytest
 
 from parity.errors import ParityError, RecordError
 from parity.plugin.cases import are_listed, case_of, state_of
-from parity.plugin.check import rerun_of, unjudged
+from parity.plugin.check import in_lines, rerun_of, unjudged
 from parity.plugin.gate import gate_of
 from parity.plugin.partial import Selection
 from parity.report.terminal import render_run
@@ -99,7 +99,7 @@ class Bookkeeper:
             record = unjudged(self._config, case, "error", text)
             record["rerun"] = rerun_of(self._config, report.nodeid)
             report.location = (*report.location[:2], report.nodeid.partition("::")[2])
-            report.longrepr = error_text(record, record["rerun"])
+            report.longrepr = in_lines(error_text(record, record["rerun"]))
             report.user_properties.append(("parity_case", json.dumps(record)))
 
     @pytest.hookimpl(tryfirst=True)
@@ -163,11 +163,8 @@ class Bookkeeper:
             self._problems.append(_unwritten(error))
 
     def _write_html(self) -> None:
-        from parity.io.outputs import write_alone
-        from parity.report.html import render_html
-
         try:
-            self._html = write_alone(self._book.folder / "parity.html", render_html(self._book.written()))
+            self._html = self._book.write_page()
         except ParityError as error:
             self._problems.append(f"the report was not written: {error}")
 

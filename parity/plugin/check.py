@@ -19,6 +19,7 @@ from parity.report.wording import (
     error_text,
     evidence_text,
     failure_text,
+    fitted,
     gated_text,
     not_judged_text,
     properties_of,
@@ -31,10 +32,36 @@ if TYPE_CHECKING:  # torch comes with these; see the package
 TOLD = frozenset({"parity_case", "parity_state"})
 """Properties of a test for who writes the record; too long for people."""
 _TOLD = pytest.StashKey[set[tuple[str, str]]]()
+_WIDTH = 80
+"""Columns of a failure, whatever the terminal: a worker has none, and logs and JUnit files are to be alike."""
 
 
 class ParityWarning(UserWarning):
     """A difference that is drowned in the reference's own rounding noise."""
+
+
+def warn(text: str) -> None:
+    """Warn with the words of a case, from a line of their own: pytest puts file and line before them, and indents."""
+    warnings.warn(ParityWarning(f"\n{fitted(text, _WIDTH - 2)}"), stacklevel=3)
+
+
+def in_lines(text: str) -> str:
+    """Return the words of a case in lines that a log can show."""
+    return fitted(text, _WIDTH)
+
+
+def fail(text: str) -> NoReturn:
+    """Fail the test with the words of a case."""
+    pytest.fail(in_lines(text), pytrace=False)
+
+
+def shorten(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Leave of a failure, where it has one line beside the test's id, what the id does not say already."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if crash is not None and any(name == "parity_outcome" for name, _ in item.user_properties):
+        case = _cases_of(item)
+        first = str(crash.message).removeprefix("Failed: ").partition("\n")[0]
+        crash.message = first.removeprefix(f"{case[0].id}: " if case else "")
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +70,7 @@ def parity_engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     try:
         engine = engine_of(request.config)
     except ParityError as error:
-        _fail(str(error))
+        fail(str(error))
     if not hasattr(request.config, "workerinput"):  # a worker gets its states one by one
         engine.expect(case for item in request.session.items for case in _cases_of(item))
     yield engine
@@ -77,13 +104,13 @@ class _Check:
         self._tell("parity_outcome", outcome)
         self._tell("parity_case", json.dumps(record))
         if outcome == "error":
-            pytest.fail(error_text(record, self.rerun()), pytrace=False)
+            fail(error_text(record, self.rerun()))
         for name, text in properties_of(record, said):
             self._tell(name, text)
         if said and outcome != "error":
-            pytest.fail(gated_text(record, said, self.rerun()), pytrace=False)
+            fail(gated_text(record, said, self.rerun()))
         if outcome == "failed":
-            pytest.fail(failure_text(record, self.rerun()), pytrace=False)
+            fail(failure_text(record, self.rerun()))
         if outcome == "known":
             pytest.xfail(f"known difference: {record['known']}")
         if outcome == "skipped":
@@ -91,14 +118,14 @@ class _Check:
         if outcome == "not judged":
             pytest.skip(not_judged_text(record))
         if outcome == "warned":
-            warnings.warn(ParityWarning(failure_text(record, self.rerun())), stacklevel=2)
+            warn(failure_text(record, self.rerun()))
 
     def _gated(self, record: dict[str, Any], state: dict[str, Any] | None) -> tuple[dict[str, Any], str]:
         """Hold a case against the accepted state, where one was named."""
         try:
             gate = gate_of(self._config)
         except ParityError as error:
-            _fail(str(error))
+            fail(str(error))
         return (record, "") if gate is None else gate.case(record, state)
 
     def _looked_up(self, case: ParityCase) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -156,9 +183,9 @@ def parity_state(parity_engine: Engine, request: pytest.FixtureRequest) -> Any:
         except SourceMissing as error:
             if case.pair not in request.config.getoption("--parity-require"):
                 pytest.skip(str(error))
-            _fail(f"{_required(case)}{error}")
+            fail(f"{_required(case)}{error}")
         except ParityError as error:
-            _fail(str(error))
+            fail(str(error))
 
     return look_up
 
@@ -170,10 +197,6 @@ def parity_evidence(request: pytest.FixtureRequest, parity_state: Any) -> Any:
     def check(case: ParityCase, field: str) -> None:
         state = parity_state(case)
         if state[field]:
-            _fail(evidence_text(state, field, rerun_of(request.config, request.node.nodeid)))
+            fail(evidence_text(state, field, rerun_of(request.config, request.node.nodeid)))
 
     return check
-
-
-def _fail(text: str) -> NoReturn:
-    pytest.fail(text, pytrace=False)

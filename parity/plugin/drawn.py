@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import secrets
 import shlex
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import pytest
 
 from parity.errors import ParityError, SourceMissing
-from parity.plugin.check import ParityWarning, rerun_of
+from parity.plugin.check import fail, rerun_of, warn
 from parity.plugin.options import drawn_given
 from parity.report.drawn import drawn_text, imprecise_text, input_record, sensitivity_text
 from parity.report.wording import error_text
@@ -66,7 +65,7 @@ class _Check:
 
     def _fail(self, case: ParityCase, text: str, reasons: Sequence[str], outcome: str = "failed") -> NoReturn:
         self._record(case, outcome, reasons)
-        pytest.fail(text, pytrace=False)
+        fail(text)
 
     def _not_judged(self, case: ParityCase, why: str) -> NoReturn:
         self._record(case, "not judged", [why])
@@ -130,7 +129,7 @@ class _DrawnCheck(_Check):
             text = imprecise_text(case.id, worst.name, worst.reasons, place, found.judged, self._rerun(repeated))
             if found.felt:
                 self._fail(case, text, worst.reasons)
-            warnings.warn(ParityWarning(text), stacklevel=2)
+            warn(text)
         if not found.judged:
             why = found.examples[0].refused or "no trusted shadow"
             self._not_judged(case, f"none of {len(found.examples)} inputs: {why}")
@@ -161,7 +160,7 @@ class _SensitivityCheck(_Check):
             pytest.xfail(f"declared: {ignored}")
         if ignored is not None:
             text = f"{case.id}: {name!r} is declared ignored, but both sides read it"
-            warnings.warn(ParityWarning(text), stacklevel=2)
+            warn(text)
         if not any(r.judged for r in responses):
             self._not_judged(case, "; ".join(r.change for r in responses))
         self._record(case, "passed")

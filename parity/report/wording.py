@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _MORE = 3
@@ -14,7 +15,7 @@ def failure_text(case: Mapping[str, Any], rerun: str) -> str:
     """Word a failed or warned case: what differs, the numbers with their limits, where it starts, why, how to rerun."""
     lines = [f"{case['id']}: {headline(case)}", f"  {numbers(case)}", f"  {start(case)}"]
     if case["likely"]:
-        lines.append(f"  likely: {'; '.join(case['likely'])}")
+        lines.append(f"  likely: {_once(case['likely'])}")
     lines.append(f"  rerun: {rerun}")
     return "\n".join(lines)
 
@@ -24,11 +25,17 @@ def fitted(text: str, width: int) -> str:
     lines: list[str] = []
     for line in text.splitlines():
         indent = " " * (len(line) - len(line.lstrip()) + 4)
-        whole = line.lstrip().startswith("rerun:")
-        lines += [line] if whole else textwrap.wrap(
-            line, max(width, 40), subsequent_indent=indent, break_on_hyphens=False, drop_whitespace=True
-        )  # fmt: skip
-    return "\n".join(lines)
+        if line.lstrip().startswith("rerun:"):
+            lines.append(line)
+        else:
+            bound = _TOGETHER.sub(lambda found: found[0].replace(" ", _BOUND), line)
+            lines += textwrap.wrap(bound, max(width, 40), subsequent_indent=indent, break_on_hyphens=False)
+    return "\n".join(lines).replace(_BOUND, " ")
+
+
+_BOUND = "\N{NO-BREAK SPACE}"
+_TOGETHER = re.compile(r"\(?limit [\d.e+-]+|\[\d+(?:, \d+)*\]")
+"""A limit and its number, an index: unreadable in two lines."""
 
 
 def gated_text(case: Mapping[str, Any], said: str, rerun: str) -> str:
@@ -38,8 +45,13 @@ def gated_text(case: Mapping[str, Any], said: str, rerun: str) -> str:
     if case["metrics"]:
         lines += [f"  {numbers(case)}", f"  {start(case)}"]
     if case["likely"]:
-        lines.append(f"  likely: {'; '.join(case['likely'])}")
+        lines.append(f"  likely: {_once(case['likely'])}")
     return "\n".join([*lines, f"  rerun: {rerun}"])
+
+
+def _once(reasons: Sequence[str]) -> str:
+    """Join reasons; one that an earlier one has in it, an edit and what it proves, is not said again."""
+    return "; ".join(r for n, r in enumerate(reasons) if not any(r in earlier for earlier in reasons[:n]))
 
 
 def properties_of(case: Mapping[str, Any], said: str = "") -> list[tuple[str, str]]:

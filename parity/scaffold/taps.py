@@ -130,7 +130,8 @@ def _merged(shared: Sequence[Shared], reference: Tree, native: Tree) -> list[Sha
         )
         if i[:1] == j[:1] and r.count(HOLE) == n.count(HOLE):
             key = (r, s.reference.at, s.reference.element, s.reference.call)
-            groups[(*key, n, s.native.at, s.native.element, s.native.call)].append(
+            both = (*key, n, s.native.at, s.native.element, s.native.call)
+            groups[both].append(
                 replace(s, reference=replace(s.reference, module=r), native=replace(s.native, module=n))
             )
     merged = [replace(min(g, key=lambda s: s.order), shared=any(s.shared for s in g)) for g in groups.values()]

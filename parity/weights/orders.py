@@ -66,7 +66,8 @@ def _from(words: Mapping[str, Any]) -> Rows:
 
 
 def _viewed(view: tuple[int, ...], dims: tuple[int, ...]) -> Rows:
-    return np.arange(math.prod(view)).reshape(view).transpose(dims).reshape(-1)
+    rows: Rows = np.arange(math.prod(view)).reshape(view).transpose(dims).reshape(-1)
+    return rows
 
 
 def _views(count: int, second: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -12,7 +12,7 @@ import torch
 
 from fixtures.pairs.longcat import PAIR, inputs_of
 from fixtures.plants import PLANTS, Plant
-from fixtures.plants_named import NAMED
+from fixtures.plants_named import NAMED, two_blocks
 from parity.loaded import LoadedSide
 from parity.numerics.verdict import VerdictClass
 from parity.pair import Build
@@ -26,13 +26,15 @@ Run = Callable[[str, torch.dtype], StateResult]
 @pytest.fixture(scope="module")
 def run() -> Run:
     """Return a function that runs one plant; references and their passes are shared."""
-    references: dict[torch.dtype, LoadedSide] = {}
-    traces: dict[torch.dtype, dict[Any, Any]] = {torch.float32: {}, torch.bfloat16: {}}
-    base = replace(PAIR, inputs=partial(inputs_of, tokens=TOKENS))
+    references: dict[Any, LoadedSide] = {}
+    traces: dict[Any, dict[Any, Any]] = {}
+    whole = replace(PAIR, inputs=partial(inputs_of, tokens=TOKENS))
 
     def run_plant(name: str, dtype: torch.dtype) -> StateResult:
-        session = PairSession(PLANTS[name].apply(base), Build(dtype=dtype), references.get(dtype))
-        references[dtype], session.traces = session.reference, traces[dtype]
+        base = two_blocks(PAIR) if PLANTS[name].kind == "logic" else whole
+        which = (base.sizes[0], dtype)
+        session = PairSession(PLANTS[name].apply(base), Build(size=which[0], dtype=dtype), references.get(which))
+        references[which], session.traces = session.reference, traces.setdefault(which, {})
         # What explains a logic error takes as long as the verdict and does not change it: it is asked for in one dtype.
         options = Options(singles=0, explain=is_explained(PLANTS[name], dtype))
         return run_state(session, name.startswith("lora_"), options)

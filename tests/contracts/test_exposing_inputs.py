@@ -13,6 +13,7 @@ from torch import Tensor
 from fixtures.pairs.longcat import PAIR, inputs
 from fixtures.plants import PLANTS
 from fixtures.plants_drawn import EXPOSED, Exposed
+from fixtures.plants_named import two_blocks
 from parity.examples import Examples
 from parity.execution.passes import OUTPUT
 from parity.explored import Explored, explored
@@ -24,6 +25,7 @@ from parity.space import Drawn, InputSpace, Span
 from parity.stage import Options
 from parity.strategies import Profile
 
+TWO = two_blocks(PAIR)
 PROFILE = Profile(examples=30, name="ci", shrinks=0)
 LOGIC_ONLY = Options(twins=0)
 Open = Callable[[ModelPair], PairSession]
@@ -35,12 +37,13 @@ LARGE = InputSpace(
 
 @pytest.fixture(scope="module")
 def opened_pair() -> Open:
-    """Return a function that opens a pair; the reference is loaded once."""
-    held: list[LoadedSide] = []
+    """Return a function that opens a pair; the reference of a size is loaded once."""
+    held: dict[str, LoadedSide] = {}
 
     def opened(pair: ModelPair) -> PairSession:
-        session = PairSession(pair, Build(), *held)
-        held[:] = [session.reference]
+        size = pair.sizes[0]
+        session = PairSession(pair, Build(size=size), held.get(size))
+        held[size] = session.reference
         return session
 
     return opened
@@ -53,13 +56,13 @@ def default_output(session: PairSession, lora: bool) -> Tensor:
 
 @pytest.mark.parametrize("plant", EXPOSED.values(), ids=lambda plant: plant.name)
 def test_default_inputs_cannot_show_it(opened_pair: Open, plant: Exposed) -> None:
-    healthy, planted = opened_pair(PAIR), opened_pair(plant.apply(PAIR))
+    healthy, planted = opened_pair(TWO), opened_pair(plant.apply(TWO))
     assert torch.equal(default_output(planted, plant.lora), default_output(healthy, plant.lora))
 
 
 @pytest.mark.parametrize("plant", EXPOSED.values(), ids=lambda plant: plant.name)
 def test_drawn_inputs_show_it(opened_pair: Open, plant: Exposed) -> None:
-    found = explored(opened_pair(plant.apply(PAIR)), plant.lora, LOGIC_ONLY, PROFILE)
+    found = explored(opened_pair(plant.apply(TWO)), plant.lora, LOGIC_ONLY, PROFILE)
     assert found.failing is not None
     assert plant.needs(found.failing.drawn)
 
@@ -83,7 +86,7 @@ def right(found: Explored) -> int:
 
 def test_failing_input_shrinks_to_the_smallest_latent(opened_pair: Open) -> None:
     profile = replace(PROFILE, shrinks=60)
-    found = explored(opened_pair(EXPOSED["clean_timestep"].apply(PAIR)), False, LOGIC_ONLY, profile)
+    found = explored(opened_pair(EXPOSED["clean_timestep"].apply(TWO)), False, LOGIC_ONLY, profile)
     assert found.failing is not None
     smallest = found.failing.drawn
     assert (smallest.batch, smallest.frames, smallest.height, smallest.width) == (1, 2, 2, 2)

@@ -11,6 +11,7 @@ import torch
 
 from fixtures.pairs.longcat import PAIR, inputs_of
 from fixtures.plants import PLANTS
+from fixtures.plants_named import two_blocks
 from fixtures.tiny import edited, sinusoid_low, tiny_pair
 from parity.case import ParityCase
 from parity.diagnose.planting import after_load
@@ -18,7 +19,7 @@ from parity.engine import Engine, Settings
 from parity.pair import ModelPair
 
 NATIVE, LAYERS = "models/longcat_native_layers.py:", "models/longcat_reference_layers.py:"
-BASE = replace(PAIR, inputs=partial(inputs_of, tokens=32))
+BASE = replace(two_blocks(PAIR), inputs=partial(inputs_of, tokens=32))
 
 
 def record_of(pair: ModelPair, tap: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
@@ -76,14 +77,14 @@ def test_wrong_weights_are_named_at_the_tap_that_reads_them() -> None:
     """A norm before a module shows at the module's input, whose own weights have no part in it."""
 
     def edit(model: torch.nn.Module) -> None:
-        model.get_parameter("blocks.2.norm_cross.weight").mul_(1.5)
-        model.get_parameter("blocks.2.cross_attn.to_k.weight").mul_(1.5)
+        model.get_parameter("blocks.1.norm_cross.weight").mul_(1.5)
+        model.get_parameter("blocks.1.cross_attn.to_k.weight").mul_(1.5)
 
     engine = Engine({"longcat": after_load(BASE, edit)}, Settings(dtype=torch.float32))
-    likely = [engine.case_record(ParityCase("longcat", f"block2.{t}", "", False))["likely"][0]
+    likely = [engine.case_record(ParityCase("longcat", f"block1.{t}", "", False))["likely"][0]
               for t in ("cross_attn_in", "cross_attn")]  # fmt: skip
-    assert likely[0].startswith("weights, not code: blocks.2.norm_cross.weight differs")
-    assert likely[1].startswith("weights, not code: blocks.2.cross_attn.to_k.weight differs")
+    assert likely[0].startswith("weights, not code: blocks.1.norm_cross.weight differs")
+    assert likely[1].startswith("weights, not code: blocks.1.cross_attn.to_k.weight differs")
 
 
 def test_a_float32_value_that_holds_16_bits_is_noted() -> None:

@@ -93,7 +93,6 @@ CASES: dict[str, tuple[ModelPair, torch.dtype, str]] = {
     "healthy": (tiny_pair(draws=2), LOW, ""),
     "variant": (tiny_pair(variants={"batch": partial(tiny_inputs, batch=2)}, lora=None), WIDE, ""),
     "logic": (edited(tiny_pair(), gelu_erf), LOW, "block1.act"),
-    "logic_float32": (edited(tiny_pair(lora=None), gelu_erf), WIDE, "block1.act"),
     "less_precise": (bigger(edited(tiny_pair(lora=None), down_rounded_twice)), LOW, "block0.down"),
     "drowned": (edited(tiny_pair(lora=None), sinusoid_low), LOW, "sinusoid"),
     "weights": (after_load(tiny_pair(lora=None), columns_of_down), LOW, "block1.down"),
@@ -105,7 +104,6 @@ CASES: dict[str, tuple[ModelPair, torch.dtype, str]] = {
     "routing": (routing_pair(), LOW, ""),
     "tables_not_followed": (table_pair(partial(NativeTable, exact=True)), WIDE, ""),
     "tables_wrong": (table_pair(partial(NativeTable, wrong=True)), WIDE, "final_output"),
-    "longcat": (LONGCAT, LOW, ""),
     "longcat_logic": (PLANTS["qk_swapped"].apply(LONGCAT), LOW, "block1.self_attn"),
     "longcat_island": (native_with(LONGCAT, adaln_fp32=False, modulate_fp32=False), LOW, "block0.modulation"),
     "wan": (replace(wan.PAIR, sizes=("tiny",)), LOW, ""),
@@ -156,8 +154,9 @@ def test_records_are_those_with_both_models_resident(
     name: str, together: Callable[[str], Records], tmp_path: Path, one_thread: None
 ) -> None:
     judged = ways(name, tmp_path)
-    assert differences(judged.one(), together(name)) == []
-    assert differences(judged.recorded(), together(name)) == []
+    if name != "wan":  # the most expensive by far, and `compared` reads what the others read
+        assert differences(judged.one(), together(name)) == []
+        assert differences(judged.recorded(), together(name)) == []
     assert differences(judged.compared(), together(name)) == []
 
 

@@ -7,6 +7,7 @@ long part. `bash no-test reason="..."` is for commands on files only a reader ha
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 import subprocess
@@ -71,10 +72,37 @@ def wrong_selection(words: list[str]) -> str | None:
 
     Cases of `-m parity` are all in one folder: importing every other test file, once a command, would take a minute.
     """
-    place = ["tests/suite"] if "parity" in words and not any(word.startswith("tests/") for word in words) else []
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *words, *place]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return (done.stdout + done.stderr)[-2000:] if done.returncode else None
+    code, said = said_by_pytest()[shlex.join(words)]
+    return said[-2000:] if code else None
+
+
+@cache
+def said_by_pytest() -> dict[str, tuple[int, str]]:
+    """Exit code and words of every documented call of pytest, and of `--help`; one process for all, torch is slow."""
+    wanted = [command for command in (*DOCUMENTED, *WRONG) if command.startswith("pytest")]
+    given = [shlex.split(command, comments=True)[1:] for command in wanted]
+    calls = {shlex.join(words): [*COLLECT, *words, *_place(words)] for words in given} | {"--help": ["--help"]}
+    done = subprocess.run(
+        [sys.executable, "-c", IN_TURN], cwd=ROOT, input=json.dumps(calls), capture_output=True, text=True, check=True
+    )
+    return {words: (code, said) for words, (code, said) in json.loads(done.stdout).items()}
+
+
+def _place(words: list[str]) -> list[str]:
+    return ["tests/suite"] if "parity" in words and not any(word.startswith("tests/") for word in words) else []
+
+
+COLLECT = ["--collect-only", "-q", "-p", "no:cacheprovider"]
+IN_TURN = """
+import contextlib, io, json, sys
+import pytest
+found = {}
+for words, call in json.load(sys.stdin).items():
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(said):
+        code = int(pytest.main(call))
+    found[words] = (code, said.getvalue())
+print(json.dumps(found))
+"""
 
 
 def wrong_call(words: list[str]) -> str | None:
@@ -100,9 +128,15 @@ def named(path: Path) -> str:
 
 TEXTS = {named(page): page.read_text(encoding="utf-8") for page in PAGES}
 CASES = sorted({command: page for page, text in TEXTS.items() for command in commands(text)}.items())
+DOCUMENTED = [command for command, _ in CASES]
+WRONG = (
+    "parity frobnicate", "parity pairs --jsn", "parity run longcta", "parity run longcat --size tyny",
+    "parity run longcat -k 'block1 and'", "make no-such-target", "pytest -m parity --parity-no-such-option",
+    "pytest -m parity -k no_such_case_anywhere", "frobnicate",
+)  # fmt: skip
 
 
-@pytest.mark.parametrize(("command", "page"), CASES, ids=[command for command, _ in CASES])
+@pytest.mark.parametrize(("command", "page"), CASES, ids=DOCUMENTED)
 def test_command_of_the_documentation(command: str, page: str) -> None:
     assert wrong_with(command) is None, f"{page}: {command}"
 
@@ -136,25 +170,15 @@ def test_no_absolute_path_of_a_machine(page: str) -> None:
     assert not re.findall(r"(?<![\w.:/])/(?:home|root|work|tmp|Users|mnt)/\S*", TEXTS[page])
 
 
-@cache
 def plugin_options() -> set[str]:
-    command = [sys.executable, "-m", "pytest", "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return set(OPTION.findall(done.stdout))
+    return set(OPTION.findall(said_by_pytest()["--help"][1]))
 
 
 def test_readme_names_every_option() -> None:
     assert plugin_options() <= set(OPTION.findall((ROOT / "README.md").read_text(encoding="utf-8")))
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "parity frobnicate", "parity pairs --jsn", "parity run longcta", "parity run longcat --size tyny",
-        "parity run longcat -k 'block1 and'", "make no-such-target", "pytest -m parity --parity-no-such-option",
-        "pytest -m parity -k no_such_case_anywhere", "frobnicate",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("command", WRONG)
 def test_a_wrong_command_is_found(command: str) -> None:
     page = f"# A page\n\n```bash\n# a comment\n{command}\n```\n"
     assert commands(page) == [command]

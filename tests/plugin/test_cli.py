@@ -74,6 +74,17 @@ def test_parity_exits_0_and_writes_the_record(cli: Cli, tmp_path: Path) -> None:
     assert (tmp_path / "reports" / "parity.json").is_file()
 
 
+def test_a_run_is_written_as_a_page_where_it_is_asked_for(cli: Cli, tmp_path: Path) -> None:
+    result = cli("run", "faulty", "--lora", "off", "-k", "act", "--html")
+    assert result.stdout.endswith("report: reports/parity.html\n")
+    assert "faulty-block1-act-lora_off" in (tmp_path / "reports" / "parity.html").read_text(encoding="utf-8")
+    (tmp_path / "reports" / "parity.html").unlink()
+    (tmp_path / "reports" / "parity.html").mkdir()
+    refused = cli("run", "plain", "--html")
+    assert (refused.exit_code, read_record("reports/parity.json")["complete"]) == (2, True)
+    assert "parity.html" in refused.stderr
+
+
 def test_a_difference_exits_1_and_says_how_to_rerun(cli: Cli) -> None:
     result = cli("run", "faulty", "--lora", "off", "--seed", "3")
     assert result.exit_code == 1
@@ -194,7 +205,7 @@ def test_the_commands_there_are() -> None:
 def test_help_has_a_first_line_and_examples_that_parse(cli: Cli, words: tuple[str, ...]) -> None:
     result = cli(*words, "--help")
     assert result.exit_code == 0
-    assert COMMANDS[words].get_short_help_str()
+    assert "..." not in COMMANDS[words].get_short_help_str(60 if words else 100), "cut off where its group lists it"
     shown = result.stdout.partition("Examples:")[2]
     given = [line.strip() for line in shown.splitlines() if line.strip().startswith("parity ")]
     assert given
@@ -277,7 +288,7 @@ COMMAND = [sys.executable, "-c", "from parity.cli import main; main()", "run", "
 
 
 def test_a_pipe_gets_no_colour(cli: Cli) -> None:
-    done = subprocess.run(COMMAND, capture_output=True, text=True, check=True, env=_environment())
+    done = cli(*COMMAND[3:])
     assert "\033[" not in done.stdout
     assert done.stderr == ""
 

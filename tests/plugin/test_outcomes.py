@@ -53,6 +53,18 @@ def test_failure_has_five_lines_that_a_person_can_act_on(project: Project) -> No
     assert "rerun: pytest" in lines[-1]
 
 
+def test_a_log_of_80_columns_shows_every_word(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    project.pair("faulty", FAULTY)
+    project.pair("drowned", DROWNED)
+    lines = project.run("--junit-xml=junit.xml").result.outlines
+    ours = lines[next(n for n, line in enumerate(lines) if "FAILURES" in line) :]
+    wide = [line for line in ours if len(line) > 80 and str(project.pytester.path) not in line]
+    assert [line for line in wide if not line.startswith(("  rerun: ", "    rerun: "))] == []
+    assert lines[-2].startswith("FAILED test_suite.py::test_parity[faulty-block1-act-lora_off] - differ")
+    assert 'message="different function, drowned"' in (project.pytester.path / "junit.xml").read_text()
+
+
 def test_rerun_command_runs_that_case_with_the_same_options(project: Project) -> None:
     project.pair("faulty", FAULTY)
     first = project.run("-q", "--parity-dtype", "float32", "--parity-seed=3", "--parity-pair", "faulty")
@@ -84,7 +96,7 @@ def test_drowned_difference_warns(project: Project) -> None:
     run = project.run("-q")
     assert run.code == 0
     assert run.cases("warned") == ["drowned-sinusoid-lora_off"]
-    run.result.stdout.fnmatch_lines(["*ParityWarning: drowned-sinusoid-lora_off: native less precise*, drowned"])
+    run.result.stdout.fnmatch_lines(["*ParityWarning: *", "  drowned-sinusoid-lora_off: native less precise*, drowned"])
     assert run.result.parseoutcomes() == {"passed": 10, "warnings": 1}
 
 

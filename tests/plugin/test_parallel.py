@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from fixtures.project import Project
+from fixtures.scheduling import ByFile
 from parity.plugin.options import settings_of
 from parity.plugin.parallel import state_of
 from parity.report.record import comparable
@@ -27,8 +29,9 @@ PAIR = edited(tiny_pair('dying', depth=2, lora=None), output_of('head', die))
 
 def test_two_workers_find_what_one_process_finds(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    torch.set_num_threads(2)
     project.pair("faulty", PAIR)
-    alone = project.run("-q", apart=True)
+    alone = project.run("-q")
     expected = comparable(alone.record)
     assert project.noted == ["built_by_main", "2_threads_None"]
     project.calls.unlink()
@@ -98,3 +101,15 @@ def test_worker_takes_a_gpu_of_its_own(
     monkeypatch.setattr(request.config.option, "parity_device", given)
     monkeypatch.setattr(request.config, "workerinput", {"workerid": "gw3"}, raising=False)
     assert str(settings_of(request.config).device) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodeid", "scope"),
+    [
+        ("tests/suite/test_layers.py::test_layer[longcat-block0-ffn-lora_on]", "longcat-lora_on"),
+        ("tests/suite/test_evidence.py::test_plain", "tests/suite/test_evidence.py"),
+        ("tests/unit/test_lanes.py::test_lane[tiny-lora_on]", "tests/unit/test_lanes.py"),
+    ],
+)
+def test_this_project_hands_out_states_of_its_suite_and_files_of_all_else(nodeid: str, scope: str) -> None:
+    assert ByFile.__new__(ByFile)._split_scope(nodeid) == scope

@@ -108,6 +108,9 @@ def test_folder_that_cannot_be_written_is_named(run: Path, tmp_path: Path) -> No
     (tmp_path / "file").write_text("")
     refused(called(run, "-o", tmp_path / "file" / "r.html"), "cannot write", "r.html")
     refused(called(run, "-o", tmp_path), "cannot write", "it is a folder")
+    os.mkfifo(tmp_path / "pipe")
+    refused(called(run, "-o", tmp_path / "pipe"), "cannot write", "a file would take its place")
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_full_disk_leaves_the_old_report(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

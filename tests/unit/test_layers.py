@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,18 @@ Files = dict[str, ast.Module]
 """Parsed files by their dotted path below the package: `io.records`, `run`, `execution.__init__`."""
 
 
+@cache
+def nodes(tree: ast.Module) -> list[ast.AST]:
+    """Every node of a file, walked once for all rules."""
+    return list(ast.walk(tree))
+
+
+@pytest.fixture(scope="module")
+def package() -> Files:
+    """The package's own files."""
+    return parsed(ROOT)
+
+
 def parsed(root: Path) -> Files:
     files = {}
     for path in sorted(root.rglob("*.py")):
@@ -124,7 +137,7 @@ def layer(dotted: str) -> str:
 
 def imports(dotted: str, tree: ast.Module) -> Iterator[tuple[str, int]]:
     """Full dotted names of what a file imports anywhere in it, relative imports resolved."""
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -163,7 +176,7 @@ def misplaced_libraries(files: Files) -> Iterator[str]:
 
 def opened_files(files: Files) -> Iterator[str]:
     for dotted, tree in files.items():
-        for node in ast.walk(tree) if layer(dotted) != "io" else ():
+        for node in nodes(tree) if layer(dotted) != "io" else ():
             if isinstance(node, ast.Call) and _opens(node.func):
                 yield f"{dotted}:{node.lineno} opens a file: {ast.unparse(node.func)}"
 
@@ -188,8 +201,8 @@ def model_names(files: Files) -> Iterator[str]:
 
 def _words(tree: ast.Module) -> Iterator[tuple[str, int]]:
     """Identifiers and strings, without docstrings (a string that is a statement of its own)."""
-    spoken = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)}
-    for node in ast.walk(tree):
+    spoken = {id(n.value) for n in nodes(tree) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)}
+    for node in nodes(tree):
         line = getattr(node, "lineno", 0)
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in spoken:
             yield node.value, line
@@ -200,7 +213,7 @@ def _words(tree: ast.Module) -> Iterator[tuple[str, int]]:
 
 def prints(files: Files) -> Iterator[str]:
     for dotted, tree in files.items():
-        for node in ast.walk(tree) if layer(dotted) not in {"cli", "plugin"} else ():
+        for node in nodes(tree) if layer(dotted) not in {"cli", "plugin"} else ():
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
                 yield f"{dotted}:{node.lineno} prints"
 
@@ -218,8 +231,8 @@ RULES: list[Rule] = [
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_package_keeps_the_rule(rule: Rule) -> None:
-    problems = list(rule(parsed(ROOT)))
+def test_package_keeps_the_rule(rule: Rule, package: Files) -> None:
+    problems = list(rule(package))
     assert not problems, "\n".join(problems)
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fixtures.pairs.longcat import PAIR, inputs_of
+from fixtures.pairs.longcat import PAIR
+from fixtures.plants_named import two_blocks
 from fixtures.tables import NativeTable, ReferenceTable, table_pair
 from parity.errors import ParityError
 from parity.execution.shadow import Shadow
@@ -22,12 +23,12 @@ from parity.run import Options, StateResult, run_state
 from parity.session import PairSession, opened
 from parity.weights.keymap import KeyMap, rename
 
-SMALL = replace(PAIR, inputs=partial(inputs_of, tokens=64))
+SMALL = two_blocks(PAIR)
 
 
 def run(pair: ModelPair, lora: bool = False, dtype: torch.dtype = torch.bfloat16) -> StateResult:
-    with opened(pair, Build(dtype=dtype)) as session:
-        return run_state(session, lora, Options(singles=0))
+    with opened(pair, Build(size=pair.sizes[0], dtype=dtype)) as session:
+        return run_state(session, lora, Options(singles=0, explain=False))
 
 
 def test_lora_merged_in_bfloat16_is_the_same_function_as_unmerged() -> None:
@@ -57,7 +58,7 @@ def test_merging_at_half_strength_is_another_function() -> None:
 
 def test_weights_are_put_back_and_forgotten_after_a_merge() -> None:
     pair = replace(SMALL, native=replace(SMALL.native, apply_lora=merged))
-    with opened(pair, Build()) as session:
+    with opened(pair, Build(size="two")) as session:
         before = {k: v.clone() for k, v in session.native.model.state_dict().items()}
         with session.lora(True):
             assert session.native.finer
@@ -136,7 +137,7 @@ def test_compiled_side_is_judged_eagerly_and_compared_with_compiled() -> None:
 
 
 def test_float32_shadow_has_limits_of_its_own() -> None:
-    with opened(SMALL, Build()) as session:
+    with opened(SMALL, Build(size="two")) as session:
         result = run_state(session, False, Options(singles=0, shadow_dtype=torch.float32))
     assert result.limits.logic_error == 1e-5
     assert not [n for n, j in result.judged.items() if j.different]

@@ -15,7 +15,7 @@ from parity.errors import ParityError
 from parity.pair import Build, ModelPair
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-BEFORE, RUNS = 2, 6
+BEFORE, RUNS = 2, 4
 """Runs that fill what is kept on purpose (torch's caches, idle buffers), and runs that must add nothing."""
 
 

@@ -51,7 +51,7 @@ def _each_completed(best: Ints, norms: Norms, sizes: Sequence[int]) -> Ints:
     starts = np.cumsum([0, *sizes])
     label = np.searchsorted(starts, best, side="right") - 1
     label = _labelled(np.where((best < 0) | (norms < np.median(norms)), -1, label), sizes)
-    out = best.copy()
+    out: Ints = best.copy()
     for number, size in enumerate(sizes):
         mine = np.flatnonzero(label == number)
         inside = (best[mine] >= starts[number]) & (best[mine] < starts[number + 1])
@@ -63,7 +63,7 @@ def _each_completed(best: Ints, norms: Norms, sizes: Sequence[int]) -> Ints:
 
 def _labelled(label: Ints, sizes: Sequence[int]) -> Ints:
     """Give lines that belong to no candidate yet to that before or behind them, as many as each has lines."""
-    out = label.copy()
+    out: Ints = label.copy()
     left = [size - int((label == number).sum()) for number, size in enumerate(sizes)]
     known = np.flatnonzero(label >= 0)
     for line in np.flatnonzero(label < 0):
