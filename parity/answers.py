@@ -1,4 +1,4 @@
-"""What a side's own interpreter is asked about its recording: impacts, nearest variants, repairs."""
+"""What a side's own interpreter is asked about its recording: impacts, nearest variants, values of ops, repairs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import Tensor
 from parity.diagnose.candidates import Target
 from parity.diagnose.held import HeldWeights
 from parity.diagnose.names import name_wrong_weights
-from parity.diagnose.recorded_ops import from_data
+from parity.diagnose.recorded_ops import from_data, values_as_tensors, with_values
 from parity.diagnose.repair import Faulty, RepairShop
 from parity.diagnose.search import search
 from parity.diagnose.side_ops import side_ops
 from parity.draws import dtypes_of, restart_of
 from parity.errors import RecordError
-from parity.execution.passes import Restart, mask_of
+from parity.execution.passes import FromReference, Restart, mask_of
 from parity.identity import check_same
 from parity.io.recording import RECORDING, RecordingFolder
 from parity.io.records import as_written
@@ -88,6 +88,22 @@ def nearest(pair: ModelPair, recordings: Sequence[Path], request: Path) -> dict[
         return {"nearest": {name: variant.as_data() for name, variant in found.items()}}
 
 
+def values(pair: ModelPair, recordings: Sequence[Path], request: Path) -> dict[str, Any]:
+    """Write the exact values of the ops that taps of the reference are made of beside the request.
+
+    Raises:
+        RecordError: recording or request is damaged, or the reference is no longer the one recorded.
+    """
+    with _reference(pair, recordings[0], request) as (at_work, asked):
+        with as_written(request, RECORDING):
+            taps = [str(name) for name in asked.note["taps"]]
+        restart = FromReference(asked.plan.native_dtypes, asked.draw.inputs)
+        ops = at_work.working(asked.draw, lambda live: side_ops(live, asked.draw, restart, values_at=taps))
+        held = values_as_tensors(ops)
+        RecordingFolder(request).write_tensors("values", held)
+        return {"values": len(held)}
+
+
 def repair(pair: ModelPair, recordings: Sequence[Path], request: Path) -> dict[str, Any]:
     """Try to repair a recorded native; `recordings` are the native's and that of the reference it was made against.
 
@@ -107,7 +123,7 @@ def repair(pair: ModelPair, recordings: Sequence[Path], request: Path) -> dict[s
         session.close()
 
 
-ANSWERS: dict[str, Answer] = {"impact": impact, "nearest": nearest, "repair": repair}
+ANSWERS: dict[str, Answer] = {"impact": impact, "nearest": nearest, "values": values, "repair": repair}
 """By the name of the command."""
 
 
@@ -127,9 +143,11 @@ def _repaired(session: PairSession, recorded: Recorded, folder: RecordingFolder,
         if held is None:
             raise RecordError(f"{recorded.folder.path} has no ops of {draw.name}\nrecord it again with --resume")
         job = Faulty(draw, theirs, mine, note["before"], note["noise"], session.native_adapter if draw.lora else None)
-        ops = side_ops(live, draw, restart(), theirs.decisions), from_data(held)
+        wanted = [str(name) for name in note["taps"]]
+        ours = side_ops(live, draw, restart(), theirs.decisions, wanted)
+        ops = ours, with_values(from_data(held), asked.tensors)
         shop = RepairShop(job, live, *ops, restart, float(note["limit"]), frozenset(note["wrong"]))
-        found = shop.repairs([tap for tap in session.taps if tap.name in note["taps"]])
+        found = shop.repairs([tap for tap in session.taps if tap.name in wanted])
         taps = [tap for tap in session.taps if tap.name in mine.values]
         names = name_wrong_weights(job, taps, note["read"], session.weights, HeldWeights(session))
     return {"repairs": {name: asdict(change) for name, change in found.items()}, "names": names}

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from parity.errors import ParityError, UsageError
 from parity.io.recording import RecordingFolder
 from parity.io.scratch import scratch_folder
@@ -129,4 +131,12 @@ def ask(
     with scratch_folder() as folder:
         RecordingFolder(folder).write_tensors("asked", question.tensors, {**of, **question.note})
         where = [word for path in recordings for word in ("--recording", str(path))]
-        return interpreter.run(question.what, pair.name, *where, "--request", str(folder))
+        answer = interpreter.run(question.what, pair.name, *where, "--request", str(folder))
+        return {**answer, "tensors": tensors_of(folder)}
+
+
+def tensors_of(request: Path) -> dict[str, Tensor]:
+    """Return the tensors that were written beside a request as its answer, in memory; none where none were."""
+    folder = RecordingFolder(request)
+    held = folder.tensors("values")[0] if folder.has_tensors("values") else {}
+    return {name: value.clone() for name, value in held.items()}

@@ -20,7 +20,7 @@ from parity.io.records import as_written
 from parity.io.tree import digests_of
 from parity.kept import PassRecorder, Tell, check_room, keep_inputs, passes_of
 from parity.live import LiveReference
-from parity.loaded import LoadedSide, load_side, with_lora
+from parity.loaded import LoadedSide, load_side, stored_lora, with_lora
 from parity.lora.adapter import LoraAdapter
 from parity.lora_audit import SideReport, audited
 from parity.pair import Build, ModelPair, in_variant
@@ -94,7 +94,7 @@ class ReferenceAtWork:
 
     def _adapter(self) -> LoraAdapter | None:
         lora = self.plan.pair.lora
-        return None if lora is None else lora(self.plan.build, self.side.model)
+        return None if lora is None else stored_lora(self.side.model, lora(self.plan.build, self.side.model))
 
     def close(self) -> None:
         """Leave what surrounds the side."""

@@ -125,7 +125,7 @@ class Question:
     """What another interpreter, in which one side's model can be loaded, is asked.
 
     Args:
-        what: the command that answers: impact, nearest, repair.
+        what: the command that answers: impact, nearest, values, repair.
         draw: the draw it is about. note: plain data. tensors: named values.
     """
 

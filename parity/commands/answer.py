@@ -1,4 +1,4 @@
-"""`parity impact`, `nearest` and `repair`, hidden: what one environment asks the other one's interpreter."""
+"""`parity impact`, `nearest`, `values` and `repair`, hidden: what one environment asks the other one's interpreter."""
 
 from __future__ import annotations
 

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
+from torch import Tensor
+
 from parity.diagnose.explained import Explained
 from parity.diagnose.held import HeldWeights
 from parity.diagnose.names import merged, name_bugs
 from parity.diagnose.nearest import EXPLAINED, Nearest
 from parity.diagnose.places import place_of_difference
-from parity.diagnose.recorded_ops import from_data
+from parity.diagnose.recorded_ops import from_data, values_as_tensors, with_values
 from parity.diagnose.repair import Faulty, RepairShop
 from parity.diagnose.repaired import Repair
 from parity.diagnose.search import low_dtype, search, target_of
@@ -96,7 +98,18 @@ class Explanation:
             except ParityError as error:
                 self._miss(f"nearest reference variants were not to be had: {_first_line(error)}")
         if self._differs:
-            self._reference = self._recorded(stage, "reference")
+            ops = self._recorded(stage, "reference")
+            self._reference = ops if ops is None else with_values(ops, self._values_asked(stage))
+
+    def _values_asked(self, stage: ReferenceStage) -> Mapping[str, Tensor]:
+        """Ask for the values of ops at the faulty taps; none where the reference cannot be loaded anywhere."""
+        taps = faulty(self._draw, self._judged)
+        try:
+            answer = stage.asked(Question("values", self._draw.of, {"taps": taps})) if taps else None
+        except ParityError as error:
+            self._miss(f"values of the reference's ops were not to be had: {_first_line(error)}")
+            return {}
+        return {} if answer is None else answer.get("tensors", {})
 
     def _nearest_question(self, taps: list[Tap]) -> Question:
         targets = [target_of(self._draw, tap) for tap in taps]
@@ -174,7 +187,8 @@ class Explanation:
             "read": {t: [w.native_key for w in found] for t, found in self.found.wrong.items() if found},
         }  # fmt: skip
         try:
-            answer = stage.asked(Question("repair", self._draw.of, note))
+            held = values_as_tensors(reference)
+            answer = stage.asked(Question("repair", self._draw.of, note, held))
         except ParityError as error:
             self._miss(f"repairs were not tried: {_first_line(error)}")
             return

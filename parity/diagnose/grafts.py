@@ -201,7 +201,7 @@ class Grafter:
         behind = self._size(groups)
         few = behind <= _FEW and behind < max(2, len(self.segment.region))
         bug = bug or kind
-        ops = tuple(dict.fromkeys(spot.made for spot in spots))
+        ops = tuple(dict.fromkeys(op for spot in spots for op in (spot.made, spot.native)))
         return Graft(grafted(spots, words), after, ops, bug, bool(relation or kind) or few)
 
     def _kind(self, spots: Sequence[Spot]) -> str:

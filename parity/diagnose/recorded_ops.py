@@ -1,12 +1,14 @@
-"""The ops of a side as plain data, so that a recording can keep them: numbers and words, no value, no tensor."""
+"""The ops of a side as plain data, so that a recording can keep them: numbers and words; and their values, apart."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from parity.diagnose.side_ops import SideOps
 from parity.diagnose.steps import text_of
@@ -42,6 +44,25 @@ def from_data(held: Mapping[str, Any]) -> SideOps:
     code = {str(line): str(text)[:200] for line, text in held.get("code", {}).items()}
     cones = {str(tap): sum(1 << _count(n) for n in set(made)) for tap, made in held["taps"].items()}
     return SideOps({op.op.number: op for op in ops}, cones, dict(enumerate(paths)), str(held["matmul"]), code=code)
+
+
+def values_as_tensors(ops: SideOps) -> dict[str, Tensor]:
+    """Return the values of ops by name: `number`, and `number.place` for an operand."""
+    outputs = {str(number): value for number, value in ops.values.items()}
+    operands = {f"{number}.{place}": value for (number, place), value in ops.operands.items()}
+    return {**outputs, **operands}
+
+
+def with_values(ops: SideOps, held: Mapping[str, Tensor]) -> SideOps:
+    """Return ops with values that were handed over.
+
+    Raises:
+        ValueError: a name is not one that `values_as_tensors` gives.
+    """
+    names = {name: name.split(".") for name in held}
+    values = {_count(parts[0]): held[name] for name, parts in names.items() if len(parts) == 1}
+    operands = {(_count(p[0]), _count(p[1])): held[name] for name, p in names.items() if len(p) == 2}
+    return replace(ops, values=values, operands=operands)
 
 
 def _of_op(op: OpValue, modules: Mapping[int, str]) -> dict[str, Any]:

@@ -152,11 +152,11 @@ class RepairShop:
         inside = {op.op.number for op in segment.ops} - (focus or set())
         read = list(dict.fromkeys(w for op in segment.ops if op.op.number not in inside for w in op.weights))
         right = [n for n in (segment.read if focus is None else read) if n not in self.wrong]
-        if focus is not None:  # values of two modules that are exchanged are values both sides have
-            yield from exchanged_modules([n for n in segment.read if n not in self.wrong], segment.held)
         for change in self._all_changes(tap, segment, right):
             if focus is None or not change.ops or not inside.issuperset(change.ops):
                 yield change
+        if focus is not None:  # values of two modules that are exchanged are values both sides have
+            yield from exchanged_modules([n for n in segment.read if n not in self.wrong], segment.held)
 
     def _all_changes(self, tap: Tap, segment: Segment, right: Sequence[str]) -> Iterable[Change]:
         if self.known:  # the same bug in another segment, mostly

@@ -17,4 +17,4 @@ def wrong(call: OpCall) -> Any:
     return call.run().clamp(-0.5, 0.5)
 
 
-SIGNATURE = signature("step_extra", "value", 6, detect, OpPlant(wrong))
+SIGNATURE = signature("step_extra", "value", 25, detect, OpPlant(wrong))
