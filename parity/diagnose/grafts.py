@@ -58,8 +58,21 @@ class Grafter:
     tries: Tries
 
     def found(self) -> Graft | None:
-        """Return the smallest set of values that restores the tap, None where none does."""
-        groups = sorted((*self._of_outputs(), *self._of_operands()), key=lambda g: (g[0].number, g[0].place is None))
+        """Return the smallest set of values that restores the tap, None where none does.
+
+        First what the reference alone has is set in; then what both sides have, which the native ought to hand on.
+        """
+        found = None
+        for pool in (self.segment.their_region, self.segment.theirs):
+            graft = self._found(self._outputs(pool))
+            if graft is not None and graft.tells:
+                return graft
+            found = found or graft
+        return found
+
+    def _found(self, outputs: Mapping[int, Spot]) -> Graft | None:
+        groups = [*self._of_outputs(outputs), *self._of_operands(outputs)]
+        groups.sort(key=lambda g: (g[0].number, g[0].place is None))
         found = []
         alone = next(((g, after) for g in groups[:_GROUPS] if (after := self._tried([g])) is not None), None)
         if alone is not None:
@@ -105,20 +118,18 @@ class Grafter:
     def _ours(self) -> Mapping[int, Tensor]:
         return _finite(self.segment.native.values)
 
-    @cached_property
-    def _outputs(self) -> Mapping[int, Spot]:
-        """The ops that differ with the reference's of the same step, by number."""
+    def _outputs(self, pool: Sequence[OpValue]) -> Mapping[int, Spot]:
+        """Return the ops that differ with the reference's of the same step, by number."""
         region = [op for op in self.segment.region if op.op.number in self._ours][:_PAIRS]
-        # What both sides have may be what the native ought to hand on.
-        theirs = [op for op in self.segment.theirs if op.op.number in self._theirs]
+        theirs = [op for op in pool if op.op.number in self._theirs]
         spots = {op.op.number: spot for op in region if (spot := self._paired(op, theirs)) is not None}
         spots.update({spot.number: spot for spot in self._reordered()})
         return dict(sorted(spots.items()))
 
-    def _of_outputs(self) -> list[Group]:
+    def _of_outputs(self, outputs: Mapping[int, Spot]) -> list[Group]:
         """Return the pairs of one line together."""
-        lines = by_line([spot.native for spot in self._outputs.values()])
-        return [[self._outputs[op.op.number] for op in line] for line in lines]
+        lines = by_line([spot.native for spot in outputs.values()])
+        return [[outputs[op.op.number] for op in line] for line in lines]
 
     def _paired(self, op: OpValue, theirs: Sequence[OpValue]) -> Spot | None:
         """Pair an op with the one whose value is most like its own."""
@@ -156,9 +167,9 @@ class Grafter:
             if laid and not any(close(one, ours) for one in laid):
                 yield Spot(op, op, same[0], max(laid, key=lambda one: likeness(one, ours)), ours)
 
-    def _of_operands(self) -> list[Group]:
+    def _of_operands(self, outputs: Mapping[int, Spot]) -> list[Group]:
         """Return the operands that differ of ops that both sides run."""
-        pairs = [(s.native, s.reference) for s in self._outputs.values() if s.native in self.segment.region]
+        pairs = [(s.native, s.reference) for s in outputs.values() if s.native in self.segment.region]
         spots = {n.op.number: self._operands(n, r) for n, r in pairs}
         lines = by_line([n for n, _ in sorted(pairs, key=lambda pair: pair[0].op.number)])
         groups = ([spot for op in line for spot in spots[op.op.number]] for line in lines)

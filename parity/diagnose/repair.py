@@ -155,16 +155,13 @@ class RepairShop:
         for change in self._all_changes(tap, segment, right):
             if focus is None or not change.ops or not inside.issuperset(change.ops):
                 yield change
-        if focus is not None:  # values of two modules that are exchanged are values both sides have
-            yield from exchanged_modules([n for n in segment.read if n not in self.wrong], segment.held)
 
     def _all_changes(self, tap: Tap, segment: Segment, right: Sequence[str]) -> Iterable[Change]:
         if self.known:  # the same bug in another segment, mostly
             yield from (change for change in self._of_ops(tap, segment) if change.bug in self.known)
         yield from self._of_ops(tap, segment)
-        # Weights that are what the key map says: the key map may be wrong.
-        yield from exchanged_modules(right, segment.held)
         yield from changes_of_ops(segment, generic=True)
+        # Weights that are what the key map says: the key map may be wrong.
         yield from other_forms(right, segment.held, tap.heads)
 
     def _of_ops(self, tap: Tap, segment: Segment) -> Iterable[Change]:
@@ -178,6 +175,8 @@ class RepairShop:
         yield from masked(segment)
         yield from turned(segment)
         yield from changes_of_parts(segment)
+        # The key map may be wrong; values of two modules that are exchanged are values both sides have.
+        yield from exchanged_modules([n for n in segment.read if n not in self.wrong], segment.held)
         yield from self._gates(segment)
         yield from inserted(segment)
 
