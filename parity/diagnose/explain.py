@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 
+import torch
 from torch import Tensor
 
+from parity.diagnose.candidates import Target
 from parity.diagnose.explained import Explained
 from parity.diagnose.held import HeldWeights
 from parity.diagnose.names import merged, name_bugs
@@ -17,7 +19,7 @@ from parity.diagnose.places import place_of_difference
 from parity.diagnose.recorded_ops import from_data, values_as_tensors, with_values
 from parity.diagnose.repair import Faulty, RepairShop
 from parity.diagnose.repaired import Repair
-from parity.diagnose.search import low_dtype, search, target_of
+from parity.diagnose.search import by_dtype, low_dtypes, search, target_of
 from parity.diagnose.side_ops import SideOps, side_ops
 from parity.draws import Draw, dtypes_of, restart_of
 from parity.errors import ParityError, RecordError
@@ -81,7 +83,9 @@ class Explanation:
     def _searched(self, reference: LiveReference, taps: list[Tap]) -> bool:
         draw, dtypes = self._draw, dtypes_of(self._draw.free_native)
         targets = [target_of(draw, tap) for tap in taps]
-        self._take(dict(search(reference, draw.of, draw.reference, targets, dtypes, low_dtype(draw))))
+        self._take(by_dtype(
+            lambda some, low: search(reference, draw.of, draw.reference, some, dtypes, low), targets, low_dtypes(draw)
+        ))  # fmt: skip
         if self._differs:
             restart = FromReference(dtypes, draw.inputs)
             self._reference = side_ops(reference, draw.of, restart, values_at=faulty(draw, self._judged))
@@ -91,10 +95,8 @@ class Explanation:
         """Ask for the nearest variants where the reference can be loaded; its ops were recorded."""
         if taps:
             try:
-                answer = stage.asked(self._nearest_question(taps))
-                self._miss(_NO_NEAREST if answer is None else "")
-                held = {} if answer is None else answer["nearest"]
-                self._take({str(name): Nearest.from_data(n) for name, n in held.items()})
+                targets = [target_of(self._draw, tap) for tap in taps]
+                self._take(by_dtype(partial(self._nearest_asked, stage), targets, low_dtypes(self._draw)))
             except ParityError as error:
                 self._miss(f"nearest reference variants were not to be had: {_first_line(error)}")
         if self._differs:
@@ -111,10 +113,13 @@ class Explanation:
             return {}
         return {} if answer is None else answer.get("tensors", {})
 
-    def _nearest_question(self, taps: list[Tap]) -> Question:
-        targets = [target_of(self._draw, tap) for tap in taps]
-        note = {"low": str(low_dtype(self._draw)).removeprefix("torch."), "wide": [t.name for t in targets if t.wide]}
-        return Question("nearest", self._draw.of, note, {t.name: t.native for t in targets})
+    def _nearest_asked(
+        self, stage: ReferenceStage, targets: Sequence[Target], low: torch.dtype
+    ) -> dict[str, Nearest]:
+        note = {"low": str(low).removeprefix("torch."), "wide": [t.name for t in targets if t.wide]}
+        answer = stage.asked(Question("nearest", self._draw.of, note, {t.name: t.native for t in targets}))
+        self._miss(_NO_NEAREST if answer is None and _NO_NEAREST not in self.found.missing else "")
+        return {} if answer is None else {str(name): Nearest.from_data(n) for name, n in answer["nearest"].items()}
 
     def _take(self, nearest: dict[str, Nearest]) -> None:
         self.found.nearest = nearest

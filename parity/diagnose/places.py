@@ -15,6 +15,8 @@ from parity.diagnose.side_ops import SideOps
 from parity.diagnose.steps import Step, code_of
 from parity.execution.op_values import OpValue, Values, values_of
 
+_LARGE = 64
+"""Elements from which that a value holds 16-bit numbers alone is no chance."""
 _PLAIN = frozenset({"t", "view", "clone", "copy_", "cat", "stack"})
 
 
@@ -139,6 +141,13 @@ def _moves(op: OpValue) -> bool:
     return op.op.rule.cast or op.op.rule.moves or op.op.name in _PLAIN
 
 
+def _as_large(other: OpValue, op: OpValue) -> bool:
+    """Say whether a value is as large as another, or as several calls of it, or holds several of its parts."""
+    if other.value is None or op.value is None or op.value.elements < _LARGE:
+        return False
+    return other.op.dtype == op.op.dtype and other.value.elements % op.value.elements == 0
+
+
 def _notes(
     ours: Sequence[OpValue], theirs: Sequence[OpValue], values: Values, native: SideOps, reference: SideOps
 ) -> Iterator[str]:
@@ -146,7 +155,9 @@ def _notes(
         yield f"autocast is on in the {'native' if any(o.autocast for o in ours) else 'reference'} only"
     for op in ours:
         same = [o for o in values.find(op.value) if o is not None and o.op.dtype == op.op.dtype]
-        if op.holds_low and same and not any(o.holds_low for o in same):
+        # A value that is rounded is one that both have no more: then none of its size may hold such in the reference.
+        others = same or [o for o in theirs if _as_large(o, op)] if op.op.rule.cast else same
+        if op.holds_low and others and not any(o.holds_low for o in others):
             yield f"{native.step(op)} is {str(op.op.dtype).removeprefix('torch.')} and holds 16-bit values only"
             break
     sides = native.matmul, reference.matmul

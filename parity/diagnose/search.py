@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
@@ -27,14 +27,31 @@ def target_of(draw: Draw, tap: Tap) -> Target:
     return Target(tap.name, native, valid, tap.has_attention, wide, tap.kind)
 
 
-def low_dtype(draw: Draw) -> torch.dtype:
-    """Return the 16-bit dtype the two sides compute in, or some of the native's ops do; bfloat16 where none does."""
+def low_dtypes(draw: Draw) -> list[torch.dtype]:
+    """Return the 16-bit dtype the two sides compute in; where neither does, those that something may be rounded to."""
     dtypes = [v.dtype for trace in (draw.reference, draw.native) for v in trace.values.values()]
     low = [d for d in dtypes if d.is_floating_point and bits(d) <= bits(torch.float16)]
-    if not low:
-        ops = [key.rsplit(" ", 1)[-1] for name in draw.native.values for key in draw.native.segment_before(name)]
-        low = [d for d in (torch.bfloat16, torch.float16) for name in ops if name == str(d).removeprefix("torch.")]
-    return max(dict.fromkeys(low), key=low.count) if low else torch.bfloat16
+    return [max(dict.fromkeys(low), key=low.count)] if low else [torch.bfloat16, torch.float16]
+
+
+def by_dtype(
+    look: Callable[[Sequence[Target], torch.dtype], Mapping[str, Nearest]],
+    targets: Sequence[Target], lows: Iterable[torch.dtype],
+) -> dict[str, Nearest]:  # fmt: skip
+    """Search with one 16-bit dtype after the other, as long as there is something left to explain.
+
+    Args:
+        look: searches some targets with one dtype.
+        targets: what is to be explained.
+        lows: the dtypes.
+    """
+    found: dict[str, Nearest] = {}
+    for low in lows:
+        left = [t for t in targets if t.name not in found or not found[t.name].explains]
+        for name, variant in (look(left, low) if left else {}).items():
+            if name not in found or variant.ratio < found[name].ratio:
+                found[name] = variant
+    return found
 
 
 def search(

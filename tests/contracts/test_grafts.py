@@ -44,7 +44,7 @@ def test_other_positions_of_rope_are_named(words: str) -> None:
     angles = torch.outer(torch.arange(32).double(), torch.logspace(0, -3, 16).double())
     tables = [torch.polar(torch.ones_like(angles), a) for a in (POSITIONS[words](angles), angles)]
     turned = [torch.view_as_real(torch.view_as_complex(before) * t[:, None]).flatten(-2) for t in tables]
-    seen = Seen(*turned, {"q": before.flatten(-2)}, None, Found())
+    seen = Seen(turned[0], turned[1], {"q": before.flatten(-2)}, None, Found())
     said = discovered()["rope_positions"].detect(seen)
     assert said is not None
     assert words in said
