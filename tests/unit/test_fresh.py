@@ -95,7 +95,8 @@ def test_another_adapter_is_carried_to_the_native() -> None:
     assert [t.scaling for t in other.targets.values()] == [6.0, 2.0]
     for path, target in other.targets.items():
         change, own = target.delta(), session.adapter.targets[path].delta()
-        assert float(change.norm()) == pytest.approx(float(own.norm()), rel=1e-4)
+        # The session holds A and B in the weights' bfloat16, the varied one is drawn in float32.
+        assert float(change.norm()) == pytest.approx(float(own.norm()), rel=4e-3)
         assert not torch.allclose(change, own)
     with fresh(session, True, adapter=other) as view:
         assert [t.rank for t in view.native_adapter.targets.values()] == [1, 3]
