@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from parity.diagnose.candidates import Target
+from parity.diagnose.faulty import Faulty
 from parity.diagnose.held import HeldWeights
 from parity.diagnose.names import name_wrong_weights
 from parity.diagnose.recorded_ops import from_data, values_as_tensors, with_values
-from parity.diagnose.repair import Faulty, RepairShop
+from parity.diagnose.repair import RepairShop
 from parity.diagnose.search import search
 from parity.diagnose.side_ops import side_ops
 from parity.draws import dtypes_of, restart_of

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 
 import torch
-from torch import Tensor
 
+from parity.diagnose.asking import nearest_asked, values_asked
 from parity.diagnose.candidates import Target
 from parity.diagnose.explained import Explained
+from parity.diagnose.faulty import Faulty, faulty_taps
 from parity.diagnose.held import HeldWeights
 from parity.diagnose.names import merged, name_bugs
 from parity.diagnose.nearest import EXPLAINED, Nearest
 from parity.diagnose.places import place_of_difference
 from parity.diagnose.recorded_ops import from_data, values_as_tensors, with_values
-from parity.diagnose.repair import Faulty, RepairShop
+from parity.diagnose.repair import RepairShop
 from parity.diagnose.repaired import Repair
 from parity.diagnose.search import by_dtype, low_dtypes, search, target_of
 from parity.diagnose.side_ops import SideOps, side_ops
@@ -37,8 +37,6 @@ _NO_NEAREST = (
 )
 _NO_OPS = "lines and repairs were not to be had: the {side}'s recording lacks its ops, record it again"
 _NO_REPAIR = "repairs were not tried: name the native's interpreter (of `parity compare` --native-python)"
-_REPAIRED = 3
-"""Taps that are repaired, the first faulty ones, each of another kind: what is behind them is mostly the same bug."""
 
 
 class Explanation:
@@ -88,7 +86,7 @@ class Explanation:
         ))  # fmt: skip
         if self._differs:
             restart = FromReference(dtypes, draw.inputs)
-            self._reference = side_ops(reference, draw.of, restart, values_at=faulty(draw, self._judged))
+            self._reference = side_ops(reference, draw.of, restart, values_at=faulty_taps(draw, self._judged))
         return True
 
     def _asked(self, stage: ReferenceStage, taps: list[Tap]) -> None:
@@ -100,26 +98,19 @@ class Explanation:
             except ParityError as error:
                 self._miss(f"nearest reference variants were not to be had: {_first_line(error)}")
         if self._differs:
-            ops = self._recorded(stage, "reference")
-            self._reference = ops if ops is None else with_values(ops, self._values_asked(stage))
-
-    def _values_asked(self, stage: ReferenceStage) -> Mapping[str, Tensor]:
-        """Ask for the values of ops at the faulty taps; none where the reference cannot be loaded anywhere."""
-        taps = faulty(self._draw, self._judged)
-        try:
-            answer = stage.asked(Question("values", self._draw.of, {"taps": taps})) if taps else None
-        except ParityError as error:
-            self._miss(f"values of the reference's ops were not to be had: {_first_line(error)}")
-            return {}
-        return {} if answer is None else answer.get("tensors", {})
+            self._reference = self._recorded(stage, "reference")
+            try:
+                values = values_asked(stage, self._draw.of, faulty_taps(self._draw, self._judged))
+                self._reference = self._reference and with_values(self._reference, values)
+            except ParityError as error:
+                self._miss(f"values of the reference's ops were not to be had: {_first_line(error)}")
 
     def _nearest_asked(
         self, stage: ReferenceStage, targets: Sequence[Target], low: torch.dtype
     ) -> dict[str, Nearest]:
-        note = {"low": str(low).removeprefix("torch."), "wide": [t.name for t in targets if t.wide]}
-        answer = stage.asked(Question("nearest", self._draw.of, note, {t.name: t.native for t in targets}))
-        self._miss(_NO_NEAREST if answer is None and _NO_NEAREST not in self.found.missing else "")
-        return {} if answer is None else {str(name): Nearest.from_data(n) for name, n in answer["nearest"].items()}
+        found = nearest_asked(stage, self._draw.of, targets, low)
+        self._miss(_NO_NEAREST if found is None and _NO_NEAREST not in self.found.missing else "")
+        return found or {}
 
     def _take(self, nearest: dict[str, Nearest]) -> None:
         self.found.nearest = nearest
@@ -173,7 +164,7 @@ class Explanation:
 
     def _faulty(self) -> list[Tap]:
         """Return the first faulty tap of each kind."""
-        names = faulty(self._draw, self._judged)
+        names = faulty_taps(self._draw, self._judged)
         return [tap for name in names for tap in self._draw.session.taps if tap.name == name]
 
     def _repair(self, taps: list[Tap], native: SideOps, reference: SideOps) -> None:
@@ -238,14 +229,7 @@ def native_ops(draw: Draw, judged: Mapping[str, Judged]) -> SideOps | None:
         return None
     stage.learn_constants(draw.of)
     restart = restart_of(draw.session.taps, draw.reference, draw.free_native, draw.inputs)
-    return side_ops(stage, draw.of, restart, draw.reference.decisions, faulty(draw, judged))
-
-
-def faulty(draw: Draw, judged: Mapping[str, Judged]) -> list[str]:
-    """Name the first faulty tap of each kind, where the functions differ."""
-    names = [n for n, j in judged.items() if j.logic and math.isfinite(draw.evidence[n].logic_error)]
-    kinds = {t.kind: t.name for t in reversed(draw.session.taps) if t.name in names}
-    return sorted(kinds.values(), key=names.index)[:_REPAIRED]
+    return side_ops(stage, draw.of, restart, draw.reference.decisions, faulty_taps(draw, judged))
 
 
 def _first_line(error: Exception) -> str:

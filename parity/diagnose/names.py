@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from parity.diagnose.explained import Explained
+from parity.diagnose.faulty import Faulty
 from parity.diagnose.held import HeldWeights
-from parity.diagnose.repair import Faulty
 from parity.diagnose.signature import SIGNATURES, Found, Seen, recognised
 from parity.draws import Draw, aligned
 from parity.execution.passes import mask_of

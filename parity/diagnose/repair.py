@@ -5,19 +5,18 @@ Only forwards are run, as far as the tap; the model is never written to, so it i
 
 from __future__ import annotations
 
-import math
+import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from parity.diagnose.adapter_repairs import adapted
-from parity.diagnose.forwards import Enough
-from parity.diagnose.grafts import Grafter
+from parity.diagnose.counterfactual import Counterfactual
+from parity.diagnose.faulty import Faulty
+from parity.diagnose.grafts import Graft, Grafter
 from parity.diagnose.inserts import inserted, instead, masked, never_run, turned
 from parity.diagnose.left_out import left_out
 from parity.diagnose.part_repairs import changes_of_parts, factor_changes, found_factor
@@ -26,39 +25,14 @@ from parity.diagnose.repairs import changes_of_ops
 from parity.diagnose.segment import Segment
 from parity.diagnose.side_ops import SideOps
 from parity.diagnose.weight_repairs import exchanged_modules, other_forms, parameter_changes
-from parity.draws import aligned
-from parity.errors import ModelFailed, TapError
-from parity.execution.changes import Change, ChangedForward
-from parity.execution.decisions import Decisions
-from parity.execution.passes import Restart, mask_of
-from parity.execution.shadow import Shadow
-from parity.execution.tap import Inputs, Tap
-from parity.execution.trace import TapValue, Trace, joined
+from parity.execution.changes import Change
+from parity.execution.passes import Restart
+from parity.execution.tap import Tap
 from parity.live import LiveNative
-from parity.lora.adapter import LoraAdapter
-from parity.stage import DrawOf
 
 SECONDS = 3.0
 """How long the taps of a draw together may take to be repaired."""
 _SHORT, _HELPS, _CONFIRMED, _DROWNED, _LEAST = 1.5, 0.5, 6, 8.0, 12
-
-
-@dataclass(frozen=True)
-class Faulty:
-    """A draw whose taps are to be repaired: what a recording has of it is enough.
-
-    Args:
-        of: the draw. reference, native: its lockstep passes.
-        before: logic_error by tap. noise: size of the reference's own rounding by tap.
-        adapter: the LoRA in the native's names, where it is on.
-    """
-
-    of: DrawOf
-    reference: Trace
-    native: Trace
-    before: Mapping[str, float]
-    noise: Mapping[str, float]
-    adapter: LoraAdapter | None = None
 
 
 @dataclass
@@ -84,6 +58,10 @@ class RepairShop:
     spent: float = 0.0
     known: set[str] = field(default_factory=set)
 
+    @cached_property
+    def _runs(self) -> Counterfactual:
+        return Counterfactual(self.draw, self.live, self.restart)
+
     def repairs(self, taps: Iterable[Tap]) -> dict[str, Repair]:
         """Return what restores taps, by name; those that nothing restores are left out."""
         tried = {tap.name: self.repair(tap) for tap in taps}
@@ -104,7 +82,7 @@ class RepairShop:
         wrong = parameter_changes([n for n in segment.read if n in self.wrong], segment.held, tap.heads)
         if (found := self._searched(tap, segment, wrong, started)) is not None:
             return found
-        graft = Grafter(segment, lambda change: self._restored(tap, change)).found()
+        graft = self._graft(tap, segment, started)
         focus = None if graft is None else segment.behind(graft.ops)
         told = graft is not None and graft.tells
         # What a set of values tells needs no long search for what else would restore the tap.
@@ -116,17 +94,26 @@ class RepairShop:
             found = self._searched(tap, segment, self._changes(tap, segment, None), started)
         return found
 
+    def _graft(self, tap: Tap, segment: Segment, started: float) -> Graft | None:
+        tried = itertools.count()
+
+        def tries(change: Change) -> float | None:
+            late = time.process_time() - started > self.seconds
+            return None if next(tried) >= _LEAST and late else self._restored(tap, change)
+
+        return Grafter(segment, tries).found()
+
     def _searched(self, tap: Tap, segment: Segment, changes: Iterable[Change], started: float) -> Repair | None:
         """Try changes, each once and of every call of the segment, as long as there is time."""
         before, noise = self.draw.before[tap.name], self.draw.noise[tap.name]
         tried: list[tuple[float, int, Change]] = []
-        drowned, helps = before < _DROWNED * noise, _HELPS * self._low_error(tap)
+        drowned, helps = before < _DROWNED * noise, _HELPS * self._runs.low_error(tap)
         for number, change in enumerate(_distinct(map(segment.in_all_calls, changes))):
             if number >= _LEAST and time.process_time() - started > self.seconds:
                 break
-            error = self._error(tap, change, exact=drowned)
+            error = self._runs.error(tap, change, exact=drowned)
             if not drowned and error < _DROWNED * noise:  # as near as rounding lets it come: ask for the exact value
-                error = self._error(tap, change, exact=True)
+                error = self._runs.error(tap, change, exact=True)
             elif not drowned:
                 if error < helps:
                     tried.append((error, number, change))
@@ -134,17 +121,17 @@ class RepairShop:
             if error <= self.limit:
                 return Repair(change.said(), before, error, _bug_of(change))
         for _, _, change in sorted(tried, key=lambda t: t[:2])[:_CONFIRMED]:
-            if (after := self._error(tap, change, exact=True)) <= self.limit:
+            if (after := self._runs.error(tap, change, exact=True)) <= self.limit:
                 return Repair(change.said(), before, after, _bug_of(change))
         return None
 
     def _restored(self, tap: Tap, change: Change) -> float | None:
         """Return logic_error with a change that restores a tap, None with one that does not."""
         before, noise = self.draw.before[tap.name], self.draw.noise[tap.name]
-        error = self._error(tap, change, exact=False)
-        if before >= _DROWNED * noise and error >= max(_DROWNED * noise, _HELPS * self._low_error(tap)):
+        error = self._runs.error(tap, change, exact=False)
+        if before >= _DROWNED * noise and error >= max(_DROWNED * noise, _HELPS * self._runs.low_error(tap)):
             return None
-        exact = self._error(tap, change, exact=True)
+        exact = self._runs.error(tap, change, exact=True)
         return exact if exact <= self.limit else None
 
     def _changes(self, tap: Tap, segment: Segment, focus: frozenset[int] | None) -> Iterable[Change]:
@@ -207,53 +194,6 @@ class RepairShop:
             return None
         return tap.layout.backward(high, value.low.shape)
 
-    def _low_error(self, tap: Tap) -> float:
-        return self._distance(tap, self.draw.native.values[tap.name].low, self.draw.reference.values[tap.name].low)
-
-    def _error(self, tap: Tap, change: Change, exact: bool) -> float:
-        """Return the relative distance from the reference with a change, exact or as computed; inf if it cannot run."""
-        r = self.draw.reference.values[tap.name]
-        theirs = r.high if exact else r.low
-        assert theirs is not None
-        try:
-            value = self._run(tap, change, exact)
-            mine = value.high if exact else value.low
-            return math.inf if mine is None else self._distance(tap, mine, theirs)
-        except (ModelFailed, TapError):
-            return math.inf
-
-    def _distance(self, tap: Tap, native: Tensor, reference: Tensor) -> float:
-        wide = torch.complex128 if reference.is_complex() else torch.float64
-        r = reference.to(wide)
-        difference = aligned(tap, native, reference.shape).to(wide) - r
-        if tap.valid is not None:
-            keep = mask_of(tap, self.draw.of.inputs, reference)
-            r, difference = torch.where(keep, r, 0), torch.where(keep, difference, 0)
-        size = float(r.norm())
-        found = float(difference.norm()) / size if size else math.inf
-        return found if found == found else math.inf
-
-    def _run(self, tap: Tap, change: Change, exact: bool) -> TapValue:
-        runner, draw = self.live.runner(), self.draw.of
-        shadow = None
-        if exact:
-            replay = Decisions(replayed=self.draw.reference.decisions)
-            shadow = self.live.side.shadow(Shadow, draw.inputs, dtype=draw.options.shadow_dtype, decisions=replay)
-            shadow.declare(
-                [*(new for _, new in change.parameters), *change.roots, *(low for low, _ in change.finer)],
-                {id(low): high for low, high in change.finer},
-            )
-        inner = runner.call
-
-        def call(model: nn.Module, inputs: Inputs) -> Any:
-            with ChangedForward(change):
-                return inner(model, inputs)
-
-        until = _Until(tap.name, max(1, len(self.draw.native.values[tap.name].parts)))
-        with suppress(Enough):
-            replace(runner, call=call).run(draw.inputs, self.restart(), shadow, sink=until)
-        return joined(until.lows, until.highs or None)
-
 
 def _distinct(changes: Iterable[Change]) -> Iterable[Change]:
     """Yield each change once."""
@@ -268,27 +208,3 @@ def _distinct(changes: Iterable[Change]) -> Iterable[Change]:
 def _bug_of(change: Change) -> str:
     """Name what a change undoes; a factor that is found to be -1 is a sign."""
     return "operand_sign" if change.bug == "number" and change.found == [-1.0] else change.bug
-
-
-@dataclass
-class _Until:
-    """A sink that keeps one tap, and ends the forward there."""
-
-    name: str
-    calls: int
-    lows: list[Tensor] = field(default_factory=list)
-    highs: list[Tensor] = field(default_factory=list)
-
-    def put(self, name: str, low: Tensor, high: Tensor | None) -> None:
-        """Keep what one call showed at the tap."""
-        if name != self.name:
-            return
-        self.lows.append(low)
-        if high is not None:
-            self.highs.append(high)
-        if len(self.lows) >= self.calls:
-            raise Enough
-
-    def values(self) -> dict[str, TapValue]:
-        """Return nothing: the forward never ends here."""
-        return {}
