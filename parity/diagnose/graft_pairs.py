@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from parity.diagnose.graft_changes import Spot
 from parity.diagnose.layouts import layouts, likeness, nearest_layout
+from parity.diagnose.places import ends_of
 from parity.diagnose.segment import Segment, by_line
-from parity.diagnose.signature import close
 from parity.execution.op_values import OpValue, Values, values_of
 
 _ALIKE, _SAME_NAME, _PAIRS, _COMPARED = 0.02, 0.05, 48, 1 << 30
 """Cosine from which two values may be one step, what a common name adds to it, ops that are paired and elements that
 are compared at most."""
+_PLAIN_OPS = frozenset({
+    "mul", "add", "sub", "div", "neg", "pow", "clone", "_to_copy", "copy_", "cat", "stack", "roll",
+    "index",
+})  # fmt: skip
+"""Ops of which any may be any other's step; of the others one is paired with one of its name, if there is one."""
 Group = list[Spot]
 
 
@@ -60,17 +67,68 @@ class Pairs:
         return [[outputs[op.op.number] for op in line] for line in lines]
 
     def _paired(self, op: OpValue, theirs: Sequence[OpValue]) -> Spot | None:
-        """Pair an op with the one whose value is most like its own."""
+        """Pair an op with the one whose value is most like its own; the last one with the last one."""
         ours, best, found = self.ours[op.op.number], _ALIKE, None
-        for other in theirs:
+        ends = self._ends.get(op.op.number)
+        named = [o for o in theirs if o.op.name == op.op.name and o.op.name not in _PLAIN_OPS]
+        for other in [ends] if ends is not None else named or theirs:
             if self._compared > _COMPARED:
                 break
             for part in self._parts(op, self.theirs[other.op.number], ours.numel()):
                 self._compared += ours.numel()
-                alike, laid = nearest_layout(part, ours)
+                alike, laid = self._laid(part, ours)
                 alike += _SAME_NAME * (other.op.name == op.op.name)
-                if laid is not None and alike > best:
+                if laid is not None and (alike > best or ends is not None):
                     best, found = alike, Spot(op, op, other, laid, ours, alike=alike)
+        return found
+
+    @cached_property
+    def _ends(self) -> Mapping[int, OpValue]:
+        """The reference's last op by the number of the native's last one, of each call."""
+        theirs = {op.op.number: op for op in self.segment.theirs}
+        last = [theirs[n] for n in sorted(ends_of(self.segment.theirs)) if n in self.theirs]
+        ours = sorted(ends_of(self.segment.ops))
+        pairs = zip(ours, last * len(ours) if len(last) == 1 else last, strict=False)
+        return {n: other for n, other in pairs if len(last) in (1, len(ours))}
+
+    @cached_property
+    def _known(self) -> Mapping[tuple[torch.Size, torch.Size], int]:
+        """Which layout takes a shape of the reference's to one of the native's, from values both sides have."""
+        found: dict[tuple[torch.Size, torch.Size], int] = {}
+        for op in self.segment.ops:
+            ours = self.ours.get(op.op.number)
+            for other in self.shared.find(op.value) if ours is not None else ():
+                theirs = None if other is None else self.theirs.get(other.op.number)
+                if ours is None or theirs is None or (theirs.shape, ours.shape) in found:
+                    continue
+                fits = (n for n, laid in enumerate(layouts(theirs, ours.shape)) if _near(laid, ours))
+                if (number := next(fits, None)) is not None:
+                    found[theirs.shape, ours.shape] = number
+        return found
+
+    def _laid(self, theirs: Tensor, ours: Tensor) -> tuple[float, Tensor | None]:
+        """Return a reference value as the native would hold it, and how alike the two are."""
+        number = self._known.get((theirs.shape, ours.shape))
+        if number is None:
+            return nearest_layout(theirs, ours)
+        laid = next(itertools.islice(layouts(theirs, ours.shape), number, None))
+        size = float(torch.linalg.vector_norm(laid)) * float(torch.linalg.vector_norm(ours))
+        return (likeness(laid, ours) / size if size > 0 else 0.0), laid
+
+    def before(self, spot: Spot, outputs: Mapping[int, Spot]) -> Group | None:
+        """Return the values that differ and that a value is made of; None where one has no pair."""
+        found = []
+        for place, (value, made) in enumerate(spot.made.inputs):
+            if made < 0 or self.shared.has(value):
+                continue
+            one = outputs.get(made)
+            if one is None or value is None or one.ours.numel() != value.elements:
+                pair = outputs.get(spot.made.op.number)
+                alike = pair is not None and len(pair.reference.inputs) == len(spot.made.inputs)
+                one = self._operand(spot.made, pair.reference, place) if pair is not None and alike else None
+            if one is None:
+                return None
+            found.append(one)
         return found
 
     def _parts(self, op: OpValue, theirs: Tensor, elements: int) -> Sequence[Tensor]:
@@ -78,7 +136,7 @@ class Pairs:
         if theirs.numel() == elements:
             return (theirs,)
         times, rest = divmod(theirs.numel(), max(1, elements))
-        for axis, size in enumerate(theirs.shape if not rest else ()):
+        for axis, size in enumerate(theirs.shape if times and not rest else ()):
             if size == times and bool((theirs == theirs.narrow(axis, 0, 1)).all()):
                 return (theirs.select(axis, 0),)  # one value held for each token, or each sample
         calls = self.segment.calls
@@ -95,7 +153,7 @@ class Pairs:
                 continue
             values = [v for o in same for v in self._parts(op, self.theirs[o.op.number], ours.numel())]
             laid = [one for value in values for one in layouts(value, ours.shape)]
-            if laid and not any(close(one, ours) for one in laid):
+            if laid and not any(_near(one, ours) for one in laid):
                 yield Spot(op, op, same[0], max(laid, key=lambda one: likeness(one, ours)), ours)
 
     def of_operands(self, outputs: Mapping[int, Spot]) -> list[Group]:
@@ -126,6 +184,11 @@ class Pairs:
         if not parts or ours is None or ours.numel() != value.elements:
             return None
         return Spot(op, ours_of[made], theirs_of[their_made], parts[0], ours, op.places[place])
+
+
+def _near(one: Tensor, other: Tensor) -> bool:
+    """Say whether two values are one but for what tables of few digits make of them; another order is far."""
+    return float(torch.linalg.vector_norm(one - other)) <= 1e-3 * float(torch.linalg.vector_norm(other))
 
 
 def _finite(values: Mapping[int, Tensor]) -> Mapping[int, Tensor]:

@@ -26,6 +26,8 @@ from parity.execution.op_values import OpValue
 _SURE, _GROUPS, _FEW = 0.3, 16, 8
 """Cosine from which two values surely are one step, sets that are tried at most, ops of a part that are few enough to
 say what it computes."""
+_VAGUE = frozenset({"low_rank"})
+"""Relations that hold of any table."""
 Tries = Callable[[Change], "float | None"]
 """From a change to logic_error with it where it restores the tap."""
 
@@ -80,7 +82,7 @@ class Grafter:
         found = []
         alone = next(((g, after) for g in groups[:_GROUPS] if (after := self._tried([g])) is not None), None)
         if alone is not None:
-            found.append(([alone[0]], alone[1]))
+            found.append(self._upstream(alone[0], alone[1], outputs))
         first = [g for g in groups if any(self._enters(spot) for spot in g)]
         # Where a pair is wrong the whole set fails: without those that are little alike it may not.
         for several in (first, [g for g in first if all(spot.alike >= _SURE for spot in g)]):
@@ -90,6 +92,26 @@ class Grafter:
                 found.append(self._fewest(several, after))
                 break
         return self._told(*min(found, key=lambda one: self._size(one[0]))) if found else None
+
+    def _upstream(self, group: Group, after: float, outputs: Mapping[int, Spot]) -> tuple[list[Group], float]:
+        """Move a set of values that restores the tap up, one op at a time, as long as it does."""
+        cut, closed = list(group), set()
+        for _ in range(_GROUPS):
+            open_ = [s for s in cut if (s.number, s.place) not in closed and s.made in self.segment.region]
+            if not open_:
+                break
+            last = max(open_, key=lambda s: s.made.op.number)
+            before = self._pairs.before(last, outputs)
+            kept = {(s.number, s.place): s for s in cut if s is not last}
+            moved = [*kept.values(), *(s for s in before or () if (s.number, s.place) not in kept)]
+            if not before or (found := self._tried([moved])) is None:
+                closed.add((last.number, last.place))
+            else:
+                cut, after = moved, found
+        lines: dict[object, Group] = {}
+        for spot in sorted(cut, key=lambda s: s.number):
+            lines.setdefault((spot.native.op.source, spot.native.op.name), []).append(spot)
+        return list(lines.values()), after
 
     def _size(self, groups: Sequence[Group]) -> int:
         """Return how many of the native's ops that differ lie behind a set of values."""
@@ -140,7 +162,7 @@ class Grafter:
             if theirs is None or not theirs.dim() or close(spot.ours, theirs):
                 continue
             seen = Seen(spot.ours, theirs, self._read(spot), None, Found(heads=self.segment.tap.heads))
-            if names := recognised(seen):
+            if names := [one for one in recognised(seen) if one[0] not in _VAGUE]:
                 return names[0]
         return "", ""
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-_MOST = 12
+_MOST, _PLAIN = 12, 0.3
+"""Layouts that are tried, and the cosine that the plain one of one shape has ahead."""
 
 
 def layouts(value: Tensor, shape: Sequence[int]) -> Iterator[Tensor]:
@@ -55,12 +56,15 @@ def nearest_layout(value: Tensor, other: Tensor) -> tuple[float, Tensor | None]:
     Shapes: value, other any, of one number of elements; the tensor returned is `value` in `other`'s shape.
     """
     size = float(torch.linalg.vector_norm(value)) * float(torch.linalg.vector_norm(other))
-    best, found = -1.0, None
-    for laid in layouts(value, other.shape):
+    best, found, known = -1.0, None, 0.0
+    # Two values of one shape lie alike unless another layout says much more: dims may be of one size by chance.
+    same = [d for d in value.shape if d != 1] == [d for d in other.shape if d != 1]
+    for number, laid in enumerate(layouts(value, other.shape)):
         alike = likeness(laid, other) / size if size > 0 else 0.0
-        if alike > best + 1e-12:
-            best, found = alike, laid
-    return best, found
+        counted = alike + (_PLAIN if same and not number else 0.0)
+        if counted > best + 1e-12:
+            best, found, known = counted, laid, alike
+    return (known, found) if found is not None else (-1.0, None)
 
 
 def likeness(one: Tensor, other: Tensor) -> float:

@@ -173,7 +173,7 @@ def test_input_fails_and_its_rerun_fails_again(
 
 @pytest.mark.parametrize(
     ("test", "words"),
-    [("test_lora_is_what_its_file_says", ["planted-lora_on", "native: scaling off by exactly 2 x in 2 of 2", "likely: "])],
+    [("test_lora_is_what_its_file_says", ["planted-lora_on", "native: scaling off by exactly 2 x in 2", "likely: "])],
 )
 def test_lora_fails_and_its_rerun_fails_again(project: Project, test: str, words: list[str]) -> None:
     run = run_suite(project, LORA, test)
