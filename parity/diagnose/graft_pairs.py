@@ -14,7 +14,7 @@ from parity.diagnose.graft_changes import Spot
 from parity.diagnose.layouts import layouts, likeness, nearest_layout
 from parity.diagnose.places import ends_of
 from parity.diagnose.segment import Segment, by_line
-from parity.execution.op_values import OpValue, Values, values_of
+from parity.execution.op_values import Fingerprint, OpValue, Values, fingerprint, values_of
 
 _ALIKE, _SAME_NAME, _PAIRS, _COMPARED = 0.02, 0.05, 48, 1 << 30
 """Cosine from which two values may be one step, what a common name adds to it, ops that are paired and elements that
@@ -115,21 +115,37 @@ class Pairs:
         size = float(torch.linalg.vector_norm(laid)) * float(torch.linalg.vector_norm(ours))
         return (likeness(laid, ours) / size if size > 0 else 0.0), laid
 
-    def before(self, spot: Spot, outputs: Mapping[int, Spot]) -> Group | None:
-        """Return the values that differ and that a value is made of; None where one has no pair."""
-        found = []
-        for place, (value, made) in enumerate(spot.made.inputs):
-            if made < 0 or self.shared.has(value):
+    def before(self, spot: Spot, outputs: Mapping[int, Spot]) -> list[Group]:
+        """Return what a value that differs is made of, as sets of values: what its op reads, paired in several ways."""
+        if (handed := self._handed_on(spot)) is not None:
+            return [[handed]]
+        ways = [self._by_place(spot), self._by_value(spot, outputs)]
+        return [way for way in (ways if spot.made.op.name not in _PLAIN_OPS else ways[::-1]) if way]
+
+    def _by_place(self, spot: Spot) -> Group:
+        """Return the operands that differ of one op on both sides."""
+        ours, theirs = spot.made, spot.reference
+        alike = ours.op.name == theirs.op.name and len(ours.inputs) == len(theirs.inputs)
+        found = (self._operand(ours, theirs, place) for place in range(len(ours.inputs)) if alike)
+        return [one for one in found if one is not None]
+
+    def _by_value(self, spot: Spot, outputs: Mapping[int, Spot]) -> Group:
+        """Return the values the reference does not have that an op reads; none where one has no pair."""
+        left = [(v, made) for v, made in spot.made.inputs if made >= 0 and not self.shared.has(v)]
+        found = [one for v, made in left if (one := outputs.get(made)) is not None and _holds(one, v)]
+        return found if len(found) == len(left) else []
+
+    def _handed_on(self, spot: Spot) -> Spot | None:
+        """Return the value an op hands on, as padding to no more, or a cat of which a part is read, does."""
+        mine, ops = fingerprint(spot.ours), {op.op.number: op for op in self.segment.region}
+        for value, made in spot.made.inputs:
+            ours = self.ours.get(made)
+            if mine is None or value is None or not value.same(mine) or made not in ops or ours is None:
                 continue
-            one = outputs.get(made)
-            if one is None or value is None or one.ours.numel() != value.elements:
-                pair = outputs.get(spot.made.op.number)
-                alike = pair is not None and len(pair.reference.inputs) == len(spot.made.inputs)
-                one = self._operand(spot.made, pair.reference, place) if pair is not None and alike else None
-            if one is None:
-                return None
-            found.append(one)
-        return found
+            laid = self._laid(spot.theirs, ours)[1] if ours.numel() == spot.theirs.numel() else None
+            if laid is not None:
+                return Spot(ops[made], ops[made], spot.reference, laid, ours, alike=spot.alike)
+        return None
 
     def _parts(self, op: OpValue, theirs: Tensor, elements: int) -> Sequence[Tensor]:
         """Return the reference's value, or the part of it where the native runs several calls for its one."""
@@ -184,6 +200,10 @@ class Pairs:
         if not parts or ours is None or ours.numel() != value.elements:
             return None
         return Spot(op, ours_of[made], theirs_of[their_made], parts[0], ours, op.places[place])
+
+
+def _holds(spot: Spot, value: Fingerprint | None) -> bool:
+    return value is not None and spot.ours.numel() == value.elements
 
 
 def _near(one: Tensor, other: Tensor) -> bool:

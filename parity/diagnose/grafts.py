@@ -18,6 +18,7 @@ from parity.diagnose.graft_changes import Spot, grafted
 from parity.diagnose.graft_pairs import Group, Pairs
 from parity.diagnose.graft_words import words_of
 from parity.diagnose.layouts import layouts, nearest_layout
+from parity.diagnose.places import ends_of
 from parity.diagnose.segment import Segment
 from parity.diagnose.signature import Found, Seen, close, recognised
 from parity.execution.changes import Change
@@ -53,10 +54,12 @@ class Grafter:
     """Pairs the ops of a faulty segment and finds the smallest set of values that restores it.
 
     Args:
-        segment: the segment. tries: tells what a change restores the tap to.
+        segment: the segment. near: tells whether a change restores the tap, as near as rounding lets that be seen.
+        tries: tells what it restores the tap to.
     """
 
     segment: Segment
+    near: Callable[[Change], bool]
     tries: Tries
 
     @cached_property
@@ -77,58 +80,60 @@ class Grafter:
         return found
 
     def _found(self, outputs: Mapping[int, Spot]) -> Graft | None:
+        ends = [outputs[n] for n in sorted(ends_of(self.segment.ops)) if n in outputs]
+        if ends and (moved := self._verified(self._upstream(ends, outputs))) is not None and moved.tells:
+            return moved
         groups = [*self._pairs.of_outputs(outputs), *self._pairs.of_operands(outputs)]
         groups.sort(key=lambda g: (g[0].number, g[0].place is None))
-        found = []
-        alone = next(((g, after) for g in groups[:_GROUPS] if (after := self._tried([g])) is not None), None)
-        if alone is not None:
-            found.append(self._upstream(alone[0], alone[1], outputs))
+        alone = next((g for g in groups[:_GROUPS] if self.near(grafted(g))), None)
+        found = [] if alone is None else [self._verified(self._upstream(alone, outputs))]
         first = [g for g in groups if any(self._enters(spot) for spot in g)]
         # Where a pair is wrong the whole set fails: without those that are little alike it may not.
         for several in (first, [g for g in first if all(spot.alike >= _SURE for spot in g)]):
-            if len(several) < 2 or (alone is not None and alone[0] in first):
-                continue
-            if (after := self._tried(several)) is not None:
-                found.append(self._fewest(several, after))
+            if len(several) > 1 and alone not in first and self.near(grafted([s for g in several for s in g])):
+                found.append(self._verified([s for g in self._fewest(several) for s in g]))
                 break
-        return self._told(*min(found, key=lambda one: self._size(one[0]))) if found else None
+        return min((one for one in found if one is not None), key=lambda one: self._size(one.ops), default=None)
 
-    def _upstream(self, group: Group, after: float, outputs: Mapping[int, Spot]) -> tuple[list[Group], float]:
-        """Move a set of values that restores the tap up, one op at a time, as long as it does."""
-        cut, closed = list(group), set()
-        for _ in range(_GROUPS):
-            open_ = [s for s in cut if (s.number, s.place) not in closed and s.made in self.segment.region]
-            if not open_:
+    def _verified(self, spots: Sequence[Spot]) -> Graft | None:
+        """Return the graft of values whose exact forward restores the tap."""
+        after = self.tries(grafted(spots))
+        return None if after is None else self._told(sorted(spots, key=lambda s: s.number), after)
+
+    def _upstream(self, spots: Sequence[Spot], outputs: Mapping[int, Spot]) -> list[Spot]:
+        """Move a set of values that restores the tap up, all of it or one op at a time, as long as it does."""
+        cut, closed = list(spots), set()
+        for _ in range(2 * _GROUPS):
+            open_ = [s for s in cut if _key(s) not in closed and s.made in self.segment.region]
+            before = {_key(s): self._pairs.before(s, outputs) for s in open_}
+            able = [s for s in open_ if before[_key(s)]]
+            closed |= {_key(s) for s in open_ if s not in able}
+            if not able:
                 break
-            last = max(open_, key=lambda s: s.made.op.number)
-            before = self._pairs.before(last, outputs)
-            kept = {(s.number, s.place): s for s in cut if s is not last}
-            moved = [*kept.values(), *(s for s in before or () if (s.number, s.place) not in kept)]
-            if not before or (found := self._tried([moved])) is None:
-                closed.add((last.number, last.place))
+            last = max(able, key=lambda s: s.made.op.number)
+            together = [(able, [one for s in able for one in before[_key(s)][0]])] if len(able) > 1 else []
+            for moving, wanted in [*together, *(([last], way) for way in before[_key(last)])]:
+                kept = {_key(s): s for s in cut if s not in moving}
+                moved = {**kept, **{_key(one): one for one in wanted}}
+                if self.near(grafted(list(moved.values()))):
+                    cut = list(moved.values())
+                    break
             else:
-                cut, after = moved, found
-        lines: dict[object, Group] = {}
-        for spot in sorted(cut, key=lambda s: s.number):
-            lines.setdefault((spot.native.op.source, spot.native.op.name), []).append(spot)
-        return list(lines.values()), after
+                closed.add(_key(last))
+        return cut
 
-    def _size(self, groups: Sequence[Group]) -> int:
-        """Return how many of the native's ops that differ lie behind a set of values."""
-        region = {op.op.number for op in self.segment.region}
-        return len(region & self.segment.behind([spot.made for group in groups for spot in group]))
+    def _size(self, ops: Sequence[OpValue]) -> int:
+        """Return how many of the native's ops that differ lie behind some."""
+        return len({op.op.number for op in self.segment.region} & self.segment.behind(ops))
 
-    def _tried(self, groups: Sequence[Group]) -> float | None:
-        return self.tries(grafted([spot for group in groups for spot in group]))
-
-    def _fewest(self, groups: list[Group], after: float) -> tuple[list[Group], float]:
+    def _fewest(self, groups: list[Group]) -> list[Group]:
         """Leave out what is not needed, the last ones first."""
         kept = list(groups)
         for group in reversed(groups):
             fewer = [g for g in kept if g is not group]
-            if fewer and (found := self._tried(fewer)) is not None:
-                kept, after = fewer, found
-        return kept, after
+            if fewer and self.near(grafted([s for g in fewer for s in g])):
+                kept = fewer
+        return kept
 
     def _enters(self, spot: Spot) -> bool:
         """Say whether what makes a value reads what both sides have."""
@@ -138,16 +143,15 @@ class Grafter:
 
     # --- what it tells ------------------------------------------------------------------------------------------------
 
-    def _told(self, groups: Sequence[Group], after: float) -> Graft:
-        spots = [spot for group in groups for spot in group]
+    def _told(self, spots: Sequence[Spot], after: float) -> Graft:
         bug, relation = self._relation(spots)
         kind = self._kind(spots)
-        words = words_of(self.segment, spots, len(groups), relation, kind)
-        behind = self._size(groups)
+        lines = len({(spot.native.op.source, spot.native.op.name) for spot in spots})
+        words = words_of(self.segment, spots, lines, relation, kind)
+        behind = self._size([spot.made for spot in spots])
         few = behind <= _FEW and behind < max(2, len(self.segment.region))
-        bug = bug or kind
         ops = tuple(dict.fromkeys(op for spot in spots for op in (spot.made, spot.native)))
-        return Graft(grafted(spots, words), after, ops, bug, bool(relation or kind) or few)
+        return Graft(grafted(spots, words), after, ops, bug or kind, bool(relation or kind) or few)
 
     def _kind(self, spots: Sequence[Spot]) -> str:
         """Say whether the native lacks a step, or has one too many: one side hands on what both have."""
@@ -176,3 +180,7 @@ class Grafter:
                 laid = next(iter(layouts(value, spot.ours.shape)))
                 found[f"`{held[number].op.name}` at {self.segment.line(held[number])}"] = laid
         return found
+
+
+def _key(spot: Spot) -> tuple[int, int | None]:
+    return spot.number, spot.place

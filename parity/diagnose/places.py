@@ -158,7 +158,8 @@ def _notes(
         # A value that is rounded is one that both have no more: then none of its size may hold such in the reference.
         others = same or [o for o in theirs if _as_large(o, op)] if op.op.rule.cast else same
         if op.holds_low and others and not any(o.holds_low for o in others):
-            yield f"{native.step(op)} is {str(op.op.dtype).removeprefix('torch.')} and holds 16-bit values only"
+            dtype = str(op.op.dtype).removeprefix("torch.")
+            yield f"{native.step(op)} is {dtype} and holds 16-bit values only: it was rounded"
             break
     sides = native.matmul, reference.matmul
     if sides[0] != sides[1]:

@@ -6,6 +6,7 @@ Only forwards are run, as far as the tap; the model is never written to, so it i
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -97,11 +98,11 @@ class RepairShop:
     def _graft(self, tap: Tap, segment: Segment, started: float) -> Graft | None:
         tried = itertools.count()
 
-        def tries(change: Change) -> float | None:
+        def near(change: Change) -> bool:
             late = time.process_time() - started > self.seconds
-            return None if next(tried) >= _LEAST and late else self._restored(tap, change)
+            return not (next(tried) >= 2 * _LEAST and late) and self._is_near(tap, change)
 
-        return Grafter(segment, tries).found()
+        return Grafter(segment, near, lambda change: self._restored(tap, change)).found()
 
     def _searched(self, tap: Tap, segment: Segment, changes: Iterable[Change], started: float) -> Repair | None:
         """Try changes, each once and of every call of the segment, as long as there is time."""
@@ -125,11 +126,16 @@ class RepairShop:
                 return Repair(change.said(), before, after, _bug_of(change))
         return None
 
+    def _is_near(self, tap: Tap, change: Change) -> bool:
+        """Say whether a change restores a tap, as near as what is computed tells; where rounding hides it, exactly."""
+        noise = self.draw.noise[tap.name]
+        if self.draw.before[tap.name] < _DROWNED * noise:
+            return self._restored(tap, change) is not None
+        return self._runs.error(tap, change, exact=False) < max(_DROWNED * noise, self.limit)
+
     def _restored(self, tap: Tap, change: Change) -> float | None:
         """Return logic_error with a change that restores a tap, None with one that does not."""
-        before, noise = self.draw.before[tap.name], self.draw.noise[tap.name]
-        error = self._runs.error(tap, change, exact=False)
-        if before >= _DROWNED * noise and error >= max(_DROWNED * noise, _HELPS * self._runs.low_error(tap)):
+        if self._runs.error(tap, change, exact=False) == math.inf:  # it cannot run, or operands are not known yet
             return None
         exact = self._runs.error(tap, change, exact=True)
         return exact if exact <= self.limit else None
