@@ -145,6 +145,7 @@ def _mutation(trial: Trial, pair: ModelPair, taps: list[Tap]) -> Planted:
     return Planted(changed, tuple(names), m.kind, m.category, m.named, m.lora)
 
 
+_WHOLE_ADAPTER = ("lora_alpha_ignored",)
 _ONE_BLOCK = ("gate_omitted", "bias_dropped", "swiglu_swapped")
 
 
@@ -152,10 +153,11 @@ def _plant(trial: Trial, pair: ModelPair, taps: list[Tap]) -> Planted:
     plant: Plant = PLANTS[trial.name]
     changed = plant.apply(pair)
     fixed = plant.name in _ONE_BLOCK or changed.load is not None or plant.lora
-    blocks = blocks_of(trial.pair, trial.where)
+    whole = plant.name in _WHOLE_ADAPTER
+    blocks = blocks_of(trial.pair, "all" if whole else trial.where)
     if trial.where not in ("", "all") and plant.expect.startswith("block") and not fixed:
         changed = native_with(changed, blocks=frozenset(blocks))
-    first = _taps_of(taps, plant.expect, (1,) if fixed and plant.name != "lora_alpha_ignored" else blocks)
+    first = _taps_of(taps, plant.expect, (1,) if fixed and not whole else blocks)
     return Planted(
         changed, (first[0].name,), plant.kind, _category(plant), _WORDS.get(plant.name, r"`"), plant.lora
     )  # fmt: skip
