@@ -16,7 +16,7 @@ from parity.diagnose.places import ends_of
 from parity.diagnose.segment import Segment, by_line
 from parity.execution.op_values import Fingerprint, OpValue, Values, fingerprint, values_of
 
-_ALIKE, _SAME_NAME, _PAIRS, _COMPARED = 0.02, 0.05, 48, 1 << 30
+_ALIKE, _SAME_NAME, _PAIRS, _COMPARED = 0.02, 0.05, 48, 1 << 28
 """Cosine from which two values may be one step, what a common name adds to it, ops that are paired and elements that
 are compared at most."""
 _PLAIN_OPS = frozenset({

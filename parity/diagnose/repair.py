@@ -100,7 +100,7 @@ class RepairShop:
 
         def near(change: Change) -> bool:
             late = time.process_time() - started > self.seconds
-            return not (next(tried) >= 2 * _LEAST and late) and self._is_near(tap, change)
+            return not (next(tried) >= _LEAST and late) and self._is_near(tap, change)
 
         return Grafter(segment, near, lambda change: self._restored(tap, change)).found()
 
