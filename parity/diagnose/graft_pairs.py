@@ -119,15 +119,8 @@ class Pairs:
         """Return what a value that differs is made of, as sets of values: what its op reads, paired in several ways."""
         if (handed := self._handed_on(spot)) is not None:
             return [[handed]]
-        ways = [self._by_place(spot), self._by_value(spot, outputs)]
+        ways = [self._operands(spot.made, spot.reference), self._by_value(spot, outputs)]
         return [way for way in (ways if spot.made.op.name not in _PLAIN_OPS else ways[::-1]) if way]
-
-    def _by_place(self, spot: Spot) -> Group:
-        """Return the operands that differ of one op on both sides."""
-        ours, theirs = spot.made, spot.reference
-        alike = ours.op.name == theirs.op.name and len(ours.inputs) == len(theirs.inputs)
-        found = (self._operand(ours, theirs, place) for place in range(len(ours.inputs)) if alike)
-        return [one for one in found if one is not None]
 
     def _by_value(self, spot: Spot, outputs: Mapping[int, Spot]) -> Group:
         """Return the values the reference does not have that an op reads; none where one has no pair."""
