@@ -12,15 +12,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
-
 from parity.draws import Draw
 from parity.errors import ModelFailed, ParityError
 from parity.execution.passes import OUTPUT
 from parity.execution.tap import Inputs
 from parity.execution.trace import same_bits
 from parity.fresh import fresh
-from parity.loaded import LoadedSide
 from parity.lora.varied import varied
 from parity.numerics.evidence import Evidence
 from parity.numerics.limits import limits_for
@@ -174,7 +171,7 @@ def _problem(view: PairSession, drawn: Drawn, calls: Sequence[Inputs]) -> Exampl
     for side in (view.reference, view.native):
         assert side.unused is not None
         try:
-            outputs = [_output(side, given) for given in (*calls, calls[-1])]
+            outputs = [side.output(given) for given in (*calls, calls[-1])]
         except ModelFailed as error:
             first = str(error).splitlines()[0]
             return Example(drawn, refused=first) if side.label == "reference" else Example(drawn, first)
@@ -188,11 +185,6 @@ def _problem(view: PairSession, drawn: Drawn, calls: Sequence[Inputs]) -> Exampl
     for side in (view.reference, view.native) if not kept else ():
         side.unused, side.earlier = None, ()
     return None
-
-
-def _output(side: LoadedSide, inputs: Inputs) -> Tensor:
-    """Return what a side gives in whatever state it is."""
-    return replace(side, earlier=None).runner(()).run(inputs).values[OUTPUT].low
 
 
 def _has_twins(example: Example) -> bool:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from parity.errors import ModelFailed, ParityError
 from parity.execution.module_state import ModuleState
-from parity.execution.passes import Runner
+from parity.execution.outside import keep_outside, outside
+from parity.execution.passes import OUTPUT, Runner
 from parity.execution.roots import EXACT_ABOVE, build_remembering, pruned, roots_of
 from parity.execution.shadow import Shadow
 from parity.execution.storage import ShadowTable, bits
@@ -38,6 +39,8 @@ class LoadedSide:
     finer: dict[int, Tensor] = field(default_factory=dict)
     unused: ModuleState | None = None
     earlier: tuple[Inputs, ...] | None = None
+    outside: list[bool] = field(default_factory=list)
+    """Whether calls make tables outside the model, once there was one; all views of the side share it."""
 
     def runner(self, taps: tuple[Tap, ...]) -> Runner:
         """Return what calls this side with its taps attached."""
@@ -51,7 +54,7 @@ class LoadedSide:
         for table in self.memory:
             pruned(table, self.model)
         given = [dict(one) for one in (inputs, *(self.earlier or ()))]
-        return make(roots=roots_of(self.model, given), finer=self.finer, memory=self.memory, **options)
+        return make(roots=roots_of(self.model, given), finer=self.finer, memory=[*self.memory, outside()], **options)
 
     def learn_constants(self, inputs: Inputs, taps: tuple[Tap, ...]) -> None:
         """Run a forward once under a shadow, for tables that are made and cached in the first call.
@@ -60,9 +63,27 @@ class LoadedSide:
         """
         if self.earlier is not None:
             return  # each pass makes its own
+        _, table = self._first_call(inputs, taps)
+        self.memory.append(table)
+
+    def output(self, inputs: Inputs) -> Tensor:
+        """Call the model in whatever state it is and return its output.
+
+        Where calls make tables outside the model, this one runs under a shadow, which computes the same, and they are
+        kept: no later call makes them again.
+        """
+        as_it_is = replace(self, earlier=None)
+        if not all(self.outside):
+            return as_it_is.runner(()).run(inputs).values[OUTPUT].low
+        low, _ = as_it_is._first_call(inputs, ())
+        return low
+
+    def _first_call(self, inputs: Inputs, taps: tuple[Tap, ...]) -> tuple[Tensor, ShadowTable]:
         shadow = self.shadow(Shadow, inputs, exact_above=EXACT_ABOVE)
-        self.runner(taps).run(inputs, None, shadow)
-        self.memory.append(shadow.table)
+        low = self.runner(taps).run(inputs, None, shadow).values[OUTPUT].low
+        made = keep_outside(shadow.table, self.model, [inputs, low])
+        self.outside[:] = [made or any(self.outside) or bool(outside().entries)]
+        return low, shadow.table
 
 
 def load_side(label: str, side: Side, build: Build) -> LoadedSide:
@@ -73,6 +94,7 @@ def load_side(label: str, side: Side, build: Build) -> LoadedSide:
     """
     try:
         model, memory = build_remembering(lambda: side.build(build))
+        keep_outside(memory, model)
     except ParityError:
         raise
     except Exception as error:

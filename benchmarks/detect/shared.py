@@ -66,7 +66,10 @@ class SharedEngine(Engine):
         with session.lora(lora):
             stage = session.native_stage
             assert isinstance(stage, LiveNative)
-            return stage.runner().run(inputs, shadow=session.native.shadow(Shadow, inputs))
+            shadow = session.native.shadow(Shadow, inputs)
+            trace = stage.runner().run(inputs, shadow=shadow)
+            session.native.memory.append(shadow.table)  # a table that this first call cached keeps its exact values
+            return trace
 
     def outputs(self, native: Trace, lora: bool) -> Outputs:
         """Return what gates look at."""
