@@ -81,3 +81,12 @@ def test_a_native_in_two_calls_is_explained_as_one_in_one() -> None:
     pair = replace(BASE, inputs=guided, variants={}, lanes={})
     found = repaired(MUTATIONS["ffn_gelu_erf"].apply(pair, AT, Spot((0,), 0)))
     assert found.words.startswith("SiLU for `gelu`")
+
+
+def test_what_an_op_gives_restores_a_tap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing that the ops read can be paired, what they give is set."""
+    monkeypatch.setattr("parity.diagnose.grafts.Pairs.of_operands", lambda self, outputs: [])
+    monkeypatch.setattr("parity.diagnose.repair.left_out", lambda segment: [])
+    found = repaired(MUTATIONS["kv_heads_rolled"].apply(BASE, AT, Spot((0,), 1)))
+    assert "in blocks.0.attn for `_scaled_dot_product" in found.words
+    assert found.after < 1e-12 < found.before
