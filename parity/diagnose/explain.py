@@ -71,12 +71,21 @@ class Explanation:
         """Search nearest variants, which decide what was undecided, and get the reference's ops."""
         evidence = self._draw.evidence
         taps = [t for t in self._draw.session.taps if t.name in self._judged]
-        taps = [t for t in taps if _open(self._judged[t.name], evidence[t.name], self._limits)]
+        taps = [
+            t for t in taps
+            if _open(self._judged[t.name], evidence[t.name], self._limits, wider=self._one_is_wider(t))
+        ]  # fmt: skip
         if not taps and not self._differs:
             return
         stage = self._draw.session.reference_stage
         if stage.at_work(self._draw.of, lambda reference: self._searched(reference, taps)) is None:
             self._asked(stage, taps)
+
+    def _one_is_wider(self, tap: Tap) -> bool:
+        """Say whether one side alone computes anything in float64 on the way to a tap."""
+        sides = self._draw.reference, self._draw.native
+        wide = [any(op.endswith("float64") for op in side.segment_before(tap.name)) for side in sides]
+        return wide[0] != wide[1]
 
     def _searched(self, reference: LiveReference, taps: list[Tap]) -> bool:
         draw, dtypes = self._draw, dtypes_of(self._draw.free_native)
@@ -236,11 +245,14 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0][:200]
 
 
-def _open(judged: Judged, evidence: Evidence, limits: Limits) -> bool:
-    """Say whether a tap's roundings are to be explained: it differs, or nothing shows that it does not."""
+def _open(judged: Judged, evidence: Evidence, limits: Limits, *, wider: bool) -> bool:
+    """Say whether a tap's roundings are to be explained: it differs, or nothing shows that it does not.
+
+    A few bits that a wider dtype leaves otherwise are no sign to statistics, but one that a variant can prove.
+    """
     if judged.logic or evidence.bit_exact or not evidence.logic_error <= limits.logic_error:
         return False
-    if judged.direction or judged.amber or any(r.startswith("no power") for r in judged.reasons):
+    if wider or judged.direction or judged.amber or any(r.startswith("no power") for r in judged.reasons):
         return True
     whole = evidence.excesses.get("identity")
     return judged.cls is VerdictClass.SAME and whole is not None and whole.departure > limits.margin

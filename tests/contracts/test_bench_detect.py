@@ -53,6 +53,13 @@ def test_a_plant_is_detected_placed_and_named(bench: Bench, one: Trial) -> None:
     assert set(row["gates"]) <= set(GATES)
 
 
+def test_a_few_bits_of_float64_are_proved_where_statistics_see_nothing() -> None:
+    one = Trial("signature", "float64_kept", "longcat", "bfloat16", "all", "drawn1", 3)
+    row = Bench().measure(one)
+    assert (row["status"], row["by"], row["placed"], row["named"]) == ("detected", "precision", True, True), row
+    assert "is bit-exact with the native" in row["likely"][0]
+
+
 @pytest.mark.parametrize("name", ["same_rope_offset", "same_heads_permuted"])
 def test_an_equivalent_mutant_is_told_from_a_bug(bench: Bench, name: str) -> None:
     row = bench.measure(trial("mutation", name, "middle"))
