@@ -124,11 +124,17 @@ def _told(plant: Planted, engine: SharedEngine, result: StateResult, new: list[s
     nearest = record["nearest"]
     proved = record["repair"] is not None or bool(nearest and nearest["ratio"] <= 0.75 and not record["logic"])
     return {
-        "first": first, "placed": first in plant.expect, "fails": any(j.fails for j in judged),
+        "first": first, "placed": _is_placed(plant, result, first), "fails": any(j.fails for j in judged),
         "by": "logic" if result.judged[first].logic else "precision", "verdict": record["verdict"],
         "proved": proved, "named": _is_named(plant, engine, record, proved), "likely": list(record["likely"]),
         "signatures": [s[0] for s in record["signatures"]][:3],
     }  # fmt: skip
+
+
+def _is_placed(plant: Planted, result: StateResult, first: str) -> bool:
+    """Say whether a bug is found where it first changes a bit in lockstep."""
+    silent = all(draw[n].bit_exact for draw in result.draws for n in plant.expect if n in draw)
+    return first in plant.expect or (silent and first in plant.later)
 
 
 def _is_named(plant: Planted, engine: SharedEngine, record: Mapping[str, Any], proved: bool) -> bool:
@@ -143,4 +149,3 @@ def _is_named(plant: Planted, engine: SharedEngine, record: Mapping[str, Any], p
         names = [s[0] for s in record["signatures"]]
         return record["repair"] is not None or names[:1] == [plant.named]
     return proved or bool(re.search(plant.named, causes[0]))
-

@@ -91,7 +91,8 @@ counts where it changes a bit of what the native computes on that input and is n
 
 - *Detected*: a case that is healthy without the plant differs. *Failed*: at least one such case fails; else it warns,
   since what is lost drowns in the original's own rounding.
-- *Placed*: the first tap that differs is the planted one.
+- *Placed*: the first tap that differs is the planted one (of a plant in all blocks, the first one where it changes a
+  bit).
 - *Named first*: the first cause given is an edit that is proved to undo the bug (a repair of the native with its
   number, or the nearest variant of the original), the wrong weight, or the plant's own signature or words. A line of
   code where the two sides part names nothing.

@@ -67,6 +67,7 @@ class Planted:
 
     Args:
         pair: with the plant. expect: tap names where it shows first, any of them.
+        later: those of the other blocks it is in, where it shows first if it changes no bit in the first one.
         kind: "logic", "precision", "equivalent". category: as bugs have it.
         named: pattern of the words that name it, "" for signatures. lora: shows with a LoRA on only.
     """
@@ -77,6 +78,7 @@ class Planted:
     category: str
     named: str = ""
     lora: bool = False
+    later: tuple[str, ...] = ()
 
 
 def blocks_of(pair: str, where: str) -> tuple[int, ...]:
@@ -109,9 +111,10 @@ def _edit(trial: Trial, pair: ModelPair, taps: list[Tap]) -> Planted:
     blocks = _taps_of(taps, "block", blocks_of(trial.pair, trial.where)) if in_blocks(trial.name) else []
     modules = [t.native.module for t in blocks if t.native is not None and t.native.module]
     inside = [t.name for t in taps if not blocks or t.name.split(".")[0] == blocks[0].name]
+    later = [t.name for t in taps if t.name.split(".")[0] in {b.name for b in blocks[1:]}]
     kind = "logic" if found.on == "logic" else "precision"
     changed = signature_planted(pair, trial.name, modules or [""]).pair
-    return Planted(changed, tuple(inside), kind, "signature", trial.name, found.category == "lora")
+    return Planted(changed, tuple(inside), kind, "signature", trial.name, found.category == "lora", tuple(later))
 
 
 def _signature(trial: Trial, pair: ModelPair, taps: list[Tap]) -> Planted:
