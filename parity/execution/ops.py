@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from parity.execution.memory import leaves
+from parity.execution.modes import Mode
 from parity.execution.rules import Rule, rule_of
 from parity.execution.storage import is_float
 
@@ -124,7 +124,7 @@ def numbers(bits: int) -> Iterator[int]:
         bits ^= low
 
 
-class OpNumbers(TorchDispatchMode):
+class OpNumbers(Mode):
     """Number the ops of a forward; every pass of a deterministic model numbers them the same."""
 
     def __init__(self) -> None:

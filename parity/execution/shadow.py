@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from parity.execution.binding import CONSTANTS, ShadowBinder
 from parity.execution.decisions import Decisions
 from parity.execution.equivalents import EQUIVALENTS, Call
 from parity.execution.leaks import LeakWatch, caller_line
 from parity.execution.memory import NAN, leaves, shadowable
+from parity.execution.modes import Mode
 from parity.execution.reuse import writes_into
 from parity.execution.rules import Rule, dropout_on, is_draw, rule_of
 from parity.execution.storage import BITS, ShadowTable, is_float
@@ -30,7 +30,7 @@ _SPLIT = frozenset({"frexp", "modf"})
 _DTYPE_NAMES = {d: f" {str(d).removeprefix('torch.')}" for d in (*BITS, torch.complex64, torch.complex128)}
 
 
-class Shadow(ShadowBinder, TorchDispatchMode):
+class Shadow(ShadowBinder, Mode):
     """Run a forward with shadows.
 
     Args:
@@ -61,7 +61,7 @@ class Shadow(ShadowBinder, TorchDispatchMode):
         memory: Sequence[ShadowTable] = (),
         as_stored: bool = False,
     ) -> None:
-        TorchDispatchMode.__init__(self)
+        Mode.__init__(self)  # type: ignore[no-untyped-call]
         ShadowBinder.__init__(self, roots, finer, dtype, memory, as_stored)
         self.decisions = decisions or Decisions()
         self.kernels: Counter[str] = Counter()
@@ -281,14 +281,14 @@ class Shadow(ShadowBinder, TorchDispatchMode):
 class _Again:
     """Push the mode without entering its own context a second time."""
 
-    def __init__(self, mode: TorchDispatchMode) -> None:
+    def __init__(self, mode: Mode) -> None:
         self._mode = mode
 
     def __enter__(self) -> None:
-        TorchDispatchMode.__enter__(self._mode)
+        Mode.__enter__(self._mode)  # type: ignore[no-untyped-call]
 
     def __exit__(self, *exc: Any) -> None:
-        TorchDispatchMode.__exit__(self._mode, *exc)
+        Mode.__exit__(self._mode, *exc)  # type: ignore[no-untyped-call]
 
 
 def _tensors(value: Any) -> list[Any]:
