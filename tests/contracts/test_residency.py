@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from fixtures.pairs import wan
 from fixtures.pairs.longcat import PAIR, inputs_of
 from fixtures.plants import PLANTS, native_with
+from fixtures.plants_named import two_blocks
 from fixtures.residency import Records, Ways, differences
 from fixtures.stepped import stepped_pair
 from fixtures.tables import NativeTable, table_pair
@@ -35,7 +36,7 @@ from parity.lora.apply import applied, merged
 from parity.pair import ModelPair
 from parity.run import Options
 
-LONGCAT = replace(PAIR, inputs=partial(inputs_of, tokens=48))
+LONGCAT = replace(two_blocks(PAIR), inputs=partial(inputs_of, tokens=48))
 
 
 def alpha_dropped(model: nn.Module, adapter: LoraAdapter) -> Any:
