@@ -67,11 +67,6 @@ class FourComparisons:
 
     rows: tuple[FourApart, ...]
 
-    def at(self, tap: str) -> dict[str, Any] | None:
-        """Return the comparisons of one tap, as a record holds them; None where a pass lacks it."""
-        found = next((row.as_dict() for row in self.rows if row.tap == tap), None)
-        return None if found is None else {k: v for k, v in found.items() if k != "tap"}
-
     @property
     def output(self) -> FourApart:
         """The comparisons of the final output."""
