@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from parity.case import ParityCase
 from parity.compared import ComparedSession
+from parity.io.memory import peak_resident
 from parity.numerics.verdict import Judged, VerdictClass
 from parity.report.record import false_alarm_rate, limits_record
 from parity.run import Options, StateResult
@@ -61,9 +64,14 @@ def described(
         "compiled_apart": compiled_apart(found),
         "finer_weights": found.stored,
         "explained_missing": found.explained.missing,
-        "peak_memory_bytes": found.peak_memory,
+        "peak_memory_bytes": _peak_memory(),
         "seconds": found.seconds,
     }
+
+
+def _peak_memory() -> int:
+    """Return the most bytes that were held so far: of the GPU's allocator, of this process elsewhere."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_resident()
 
 
 def _lora_record(found: StateResult, session: PairSession | ComparedSession) -> dict[str, Any]:

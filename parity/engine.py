@@ -214,7 +214,6 @@ class Engine:
             place=None if (where := found.explained.places.get(case.tap)) is None else where.as_dict(),
             residual=found.profiles.get(case.tap),
             dtypes=ops_by_dtype(found, judged),
-            lora_effect=None if found.four is None else found.four.at(case.tap),
         )
 
     def _likely(self, judged: Judged, draws: list[Evidence], place: TapPlace, state: _State) -> list[str]:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from parity.draws import aligned
@@ -25,7 +24,7 @@ COMPARISONS = ("base", "lora", "on_reference", "on_native")
 
 @dataclass(frozen=True)
 class Apart:
-    """How far two passes are apart at one tap, padding included."""
+    """How far two passes are apart at one tap, padding left out."""
 
     tap: str
     mse: float
@@ -66,11 +65,6 @@ class FourComparisons:
     """Passes compared tap by tap, the output last."""
 
     rows: tuple[FourApart, ...]
-
-    def at(self, tap: str) -> dict[str, Any] | None:
-        """Return the comparisons of one tap, as a record holds them; None where a pass lacks it."""
-        found = next((row.as_dict() for row in self.rows if row.tap == tap), None)
-        return None if found is None else {k: v for k, v in found.items() if k != "tap"}
 
     @property
     def output(self) -> FourApart:
@@ -114,8 +108,12 @@ def _at(tap: Tap, reference: tuple[Trace, Trace], native: tuple[Trace, Trace], i
     keep = _kept(tap, inputs, off)
     mine, other = (keep(one.double() - zero.double()) for zero, one in (low, theirs))
     size, second = float(mine.norm()), float(other.norm())
+
+    def apart(expected: Tensor, actual: Tensor) -> Apart:
+        return _apart(tap, keep(expected), keep(actual))
+
     return FourApart(
-        tap.name, _apart(tap, off, theirs[0]), _apart(tap, on, theirs[1]), _apart(tap, off, on), _apart(tap, *theirs),
+        tap.name, apart(off, theirs[0]), apart(on, theirs[1]), apart(off, on), apart(theirs[0], theirs[1]),
         second / size if size else float("nan"),
         float((mine * other).sum()) / (size * second) if size and second else float("nan"),
         float((other - mine).norm()) / size if size else float("nan"),
@@ -125,8 +123,8 @@ def _at(tap: Tap, reference: tuple[Trace, Trace], native: tuple[Trace, Trace], i
 def _kept(tap: Tap, inputs: Inputs | None, like: Tensor) -> Callable[[Tensor], Tensor]:
     if inputs is None or tap.valid is None:
         return lambda value: value
-    mask = mask_of(tap, inputs, like)
-    return lambda value: torch.where(mask, value, 0.0)
+    mask = mask_of(tap, inputs, like).expand(like.shape)
+    return (lambda value: value[mask]) if bool(mask.any()) else (lambda value: value.new_zeros(1))
 
 
 def _apart(tap: Tap, expected: Tensor, actual: Tensor) -> Apart:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-import torch
 
 from parity.diagnose.explain import Explanation, native_ops
 from parity.diagnose.explained import Explained
@@ -47,8 +44,6 @@ class StateResult:
     seconds: dict[str, float]
     stored: list[str]
     """Native weights that are rounded copies of finer values: a cast checkpoint, a merged LoRA."""
-    peak_memory: int
-    """Bytes: of the GPU's allocator in this state, of the process elsewhere."""
     limits: Limits = field(default_factory=Limits)
     compiled: dict[str, Compiled] = field(default_factory=dict)
     """Per compiled side, its output compiled against eager."""
@@ -226,17 +221,10 @@ def _result(
         tokens=_tokens(first, facts),
         seconds=dict(seconds),
         stored=stored,
-        peak_memory=_peak_memory(),
         limits=limits,
         compiled=first.compiled,
         dtypes={f.name: (first.reference.segment_before(f.name), first.native.segment_before(f.name)) for f in facts},
     )
-
-
-def _peak_memory() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _tokens(draw: Draw, facts: Sequence[TapFacts]) -> int:

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from parity.execution.modes import Mode
 from parity.execution.rules import rule_of
 from parity.lora.adapter import LoraAdapter
 
@@ -97,7 +97,7 @@ class AdapterPlant:
 Edit = OpPlant | ModulePlant | WeightPlant | AdapterPlant
 
 
-class PlantedOps(TorchDispatchMode):
+class PlantedOps(Mode):
     """Runs a module's forward with an op plant; counts what it changed."""
 
     def __init__(self, wrong: Callable[[OpCall], Any], count: list[int]) -> None:

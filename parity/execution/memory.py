@@ -81,7 +81,9 @@ class ShadowMemory:
     def knows(self, tensor: Tensor) -> bool:
         """Say whether the tensor's storage has a shadow or is a root."""
         key = tensor.untyped_storage()._cdata
-        return key in self.table.entries or key in self._roots or any(key in t.entries for t in self._memory)
+        if key in self.table.entries or key in self._roots:
+            return True
+        return bool(self._memory) and any(key in t.entries for t in self._memory)
 
     def is_exact(self, tensor: Tensor) -> bool:
         """Say whether a tensor's low values are its high values."""
@@ -211,8 +213,14 @@ def shadowable(tensor: Tensor) -> bool:
 
 def leaves(value: Any) -> list[Any]:
     """List what nested lists, tuples and mappings hold."""
-    if isinstance(value, (list, tuple)):
-        return [leaf for v in value for leaf in leaves(v)]
     if isinstance(value, dict):
-        return [leaf for v in value.values() for leaf in leaves(v)]
-    return [value]
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return [value]
+    found: list[Any] = []
+    for held in value:
+        if isinstance(held, (list, tuple, dict)):
+            found += leaves(held)
+        else:
+            found.append(held)  # called for every op: no list for each of its arguments
+    return found

@@ -162,11 +162,13 @@ class OpShadow(Shadow):
             return super().__torch_dispatch__(func, types, args, kwargs)
         number, kwargs = self._count, kwargs or {}
         self._count += 1
-        bits_in = self.log.before(args, kwargs)
-        read = () if rule.view else tuple(self._read(args, kwargs))
-        places = () if rule.view else tuple(self._places(args, kwargs))
-        in_pieces = [] if self.kept is None else list(self._in_pieces(read, args, kwargs))
-        weights = self._weights(args, kwargs)
+        given = [(place, t) for place, t in enumerate(leaves((args, kwargs))) if isinstance(t, Tensor)]
+        bits_in = self.log.made_of(t for _, t in given)
+        found = [] if rule.view else [(place, t) for place, t in given if is_float(t) and self.log.is_data(t)]
+        places, tensors = tuple(place for place, _ in found), [t for _, t in found]
+        read = tuple((self._fingerprint(t), self.log.made_by(t).bit_length() - 1) for t in tensors)
+        in_pieces = [] if self.kept is None else list(self._in_pieces(read, tensors))
+        weights = self._weights(t for _, t in given)
         out = super().__torch_dispatch__(func, types, args, kwargs)
         self._name_copy(rule, weights, out)
         if rule.short in SPLITS and isinstance(out, (list, tuple)):
@@ -199,27 +201,15 @@ class OpShadow(Shadow):
         names[place] = weights[0]
         copies[place] = weakref.ref(out.untyped_storage(), forget)
 
-    def _read(self, args: Any, kwargs: Any) -> Iterable[tuple[Fingerprint | None, int]]:
-        for t in leaves((args, kwargs)):
-            if self._is_read(t):
-                yield self._fingerprint(t), self.log.made_by(t).bit_length() - 1
-
-    def _places(self, args: Any, kwargs: Any) -> Iterable[int]:
-        return (place for place, t in enumerate(leaves((args, kwargs))) if self._is_read(t))
-
-    def _in_pieces(self, read: Sequence[Read], args: Any, kwargs: Any) -> Iterable[tuple[int, Tensor]]:
+    def _in_pieces(self, read: Sequence[Read], tensors: Sequence[Tensor]) -> Iterable[tuple[int, Tensor]]:
         """Yield the inputs that no single op gave: memory written piece by piece, a part of a value."""
-        tensors = [t for t in leaves((args, kwargs)) if self._is_read(t)] if read else []
         for place, (tensor, (value, made)) in enumerate(zip(tensors, read, strict=True)):
             whole = self.given.get(made)
             if value is not None and whole is not None and (whole.value is None or not whole.value.same(value)):
                 yield place, self.high(tensor)
 
-    def _is_read(self, held: Any) -> bool:
-        return isinstance(held, Tensor) and is_float(held) and self.log.is_data(held)
-
-    def _weights(self, args: Any, kwargs: Any) -> tuple[str, ...]:
-        names = (self._names.get(memory_of(t)) for t in leaves((args, kwargs)) if isinstance(t, Tensor))
+    def _weights(self, tensors: Iterable[Tensor]) -> tuple[str, ...]:
+        names = (self._names.get(memory_of(t)) for t in tensors)
         return tuple(name for name in names if name)
 
     def _described(

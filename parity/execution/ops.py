@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import PurePath
 from types import CodeType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from parity.execution.memory import leaves
+from parity.execution.modes import Mode
 from parity.execution.rules import Rule, rule_of
 from parity.execution.storage import is_float
 
-_NOT_MODELS = ("/torch/", "parity/execution/", "parity/diagnose/", "<frozen")
+_OURS = ("parity/execution/", "parity/diagnose/", "<frozen")
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,20 @@ def source_line() -> tuple[SourceLine, int]:
     found, module = None, 0
     while frame is not None and not (found and module):
         code = frame.f_code
-        if not module and code.co_varnames[:1] == ("self",) and isinstance(held := frame.f_locals["self"], nn.Module):
+        whose = _whose(code.co_filename)
+        may_be = not module and whose != "ours" and code.co_varnames[:1] == ("self",)  # its locals are not read in vain
+        if may_be and isinstance(held := frame.f_locals["self"], nn.Module):
             module = id(held)
-        model = code.co_name != "__torch_function__" and not any(part in code.co_filename for part in _NOT_MODELS)
-        if found is None and model:
+        if found is None and whose == "model" and code.co_name != "__torch_function__":
             found = SourceLine(code.co_filename, frame.f_lineno, _named(code))
         frame = frame.f_back
     return found or SourceLine("unknown", 0, ""), module
+
+
+@cache  # the same few files for every op
+def _whose(file: str) -> str:
+    """Say whose code a file holds: a "model"'s, "torch"'s or "ours"."""
+    return "ours" if any(part in file for part in _OURS) else "torch" if "/torch/" in file else "model"
 
 
 def _named(code: CodeType) -> str:
@@ -116,7 +124,7 @@ def numbers(bits: int) -> Iterator[int]:
         bits ^= low
 
 
-class OpNumbers(TorchDispatchMode):
+class OpNumbers(Mode):
     """Number the ops of a forward; every pass of a deterministic model numbers them the same."""
 
     def __init__(self) -> None:
@@ -158,10 +166,13 @@ class OpLog:
 
     def before(self, args: Any, kwargs: Any) -> int:
         """Return the bits of the ops an op's inputs come from."""
+        return self.made_of(t for t in leaves((args, kwargs)) if isinstance(t, Tensor))
+
+    def made_of(self, tensors: Iterable[Tensor]) -> int:
+        """Return the bits of the ops some tensors come from."""
         inputs = 0
-        for t in leaves((args, kwargs)):
-            if isinstance(t, Tensor):
-                inputs |= self.made_by(t)
+        for t in tensors:
+            inputs |= self.made_by(t)
         return inputs
 
     def made_by(self, tensor: Tensor) -> int:

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from parity.errors import ModelFailed, ParityError, TapError
 from parity.execution.hooks import TapHooks
+from parity.execution.modes import eager
 from parity.execution.module_state import ModuleState
 from parity.execution.shadow import Shadow
 from parity.execution.storage import bits
@@ -86,8 +87,7 @@ class Runner:
         try:
             with torch.no_grad(), hooks.attached(), self.around(self.model, inputs), ExitStack() as inner:
                 inner.enter_context(nullcontext() if self.unused is None else self.unused.restored())
-                # Made here and not before: a stance holds from the moment it is made.
-                inner.enter_context(nullcontext() if compiled else _eager())
+                inner.enter_context(nullcontext() if compiled else eager())
                 inner.enter_context(shadow or nullcontext())
                 self._call_earlier(hooks)
                 out = self.output(self.call(self.model, inputs))
@@ -122,14 +122,6 @@ def _failed(side: str, last: str, error: Exception) -> ModelFailed:
         text = f"the {side} ran out of memory after {last}: {str(error)[:120] or 'no details'}".splitlines()[0]
         return ModelFailed(f"{text}\ntake a smaller input or size, or run one model at a time")
     return ModelFailed(f"the {side} raised after {last}: {type(error).__name__}: {str(error)[:300]}")
-
-
-def _eager() -> AbstractContextManager[Any]:
-    """Run compiled modules eagerly: inductor's kernels cannot be shadowed."""
-    stance: AbstractContextManager[Any] = (
-        torch.compiler.set_stance("force_eager") if hasattr(torch.compiler, "set_stance") else nullcontext()
-    )
-    return stance
 
 
 def _every(tap: Tap) -> bool:

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from parity.execution.binding import CONSTANTS, ShadowBinder
 from parity.execution.decisions import Decisions
 from parity.execution.equivalents import EQUIVALENTS, Call
 from parity.execution.leaks import LeakWatch, caller_line
 from parity.execution.memory import NAN, leaves, shadowable
+from parity.execution.modes import Mode
 from parity.execution.reuse import writes_into
 from parity.execution.rules import Rule, dropout_on, is_draw, rule_of
 from parity.execution.storage import BITS, ShadowTable, is_float
@@ -30,7 +30,7 @@ _SPLIT = frozenset({"frexp", "modf"})
 _DTYPE_NAMES = {d: f" {str(d).removeprefix('torch.')}" for d in (*BITS, torch.complex64, torch.complex128)}
 
 
-class Shadow(ShadowBinder, TorchDispatchMode):
+class Shadow(ShadowBinder, Mode):
     """Run a forward with shadows.
 
     Args:
@@ -61,7 +61,7 @@ class Shadow(ShadowBinder, TorchDispatchMode):
         memory: Sequence[ShadowTable] = (),
         as_stored: bool = False,
     ) -> None:
-        TorchDispatchMode.__init__(self)
+        Mode.__init__(self)  # type: ignore[no-untyped-call]
         ShadowBinder.__init__(self, roots, finer, dtype, memory, as_stored)
         self.decisions = decisions or Decisions()
         self.kernels: Counter[str] = Counter()
@@ -97,7 +97,7 @@ class Shadow(ShadowBinder, TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if any(t is not Tensor and t is not torch.nn.Parameter for t in types):
+        if types and any(t is not Tensor and t is not torch.nn.Parameter for t in types):
             return NotImplemented  # a tensor subclass runs its own ops, which come back here one by one
         rule = rule_of(func)
         if rule.composite:
@@ -124,11 +124,12 @@ class Shadow(ShadowBinder, TorchDispatchMode):
             if outs and (rule.cast or self.quantised):
                 self._integers(rule, func, args, kwargs, outs[0])
             return
-        if rule.short.startswith("_scaled_dot_product") or rule.opaque:
+        if rule.opaque or rule.short.startswith("_scaled_dot_product"):
             self.kernels[rule.name] += 1
+        given = leaves((args, kwargs) if kwargs else args)
         if len(outs) == 1 and rule.cast:
             self._cast(args[0], out)
-        elif (why := self._untrusted(rule, func, args, kwargs)) is not None:
+        elif (why := self._untrusted(rule, args, kwargs, given)) is not None:
             self._distrust(rule, fresh, why)
         elif rule.random and is_draw(rule):
             for o in fresh:
@@ -138,29 +139,31 @@ class Shadow(ShadowBinder, TorchDispatchMode):
         elif rule.short in CONSTANTS and self._leak is None:
             self._constant(rule, func, args, kwargs, fresh[0])
         else:
-            self._compute(rule, func, args, kwargs, out, outs)
+            self._compute(rule, func, args, kwargs, out, outs, given)
 
-    def _untrusted(self, rule: Rule, func: Any, args: Any, kwargs: Any) -> str | None:
-        """Say why an op's outputs cannot be shadowed, None where they can."""
+    def _untrusted(self, rule: Rule, args: Any, kwargs: Any, given: list[Any]) -> str | None:
+        """Say why the outputs of an op, given these leaves, cannot be shadowed, None where they can."""
         if rule.opaque:
             return f"{rule.name} has no registered high-precision equivalent"
         if rule.short in _SPLIT:
             return f"{rule.name} splits a value into parts that belong together"
-        if any(isinstance(a, Tensor) and is_float(a) and not shadowable(a) for a in leaves((args, kwargs))):
+        if any(isinstance(a, Tensor) and is_float(a) and not shadowable(a) for a in given):
             return f"{rule.name} reads a tensor that has no strided memory"
         if rule.random and not is_draw(rule):
             return f"{rule.name} draws inside"
         if dropout_on(rule, args, kwargs):
             return f"{rule.name} with dropout draws inside the kernel"
-        if self._leak is not None and any(isinstance(a, (float, complex)) for a in leaves((args, kwargs))):
+        if self._leak is not None and any(isinstance(a, (float, complex)) for a in given):
             return f"{rule.name} with a number, after {self._leak}"
         return None
 
-    def _compute(self, rule: Rule, func: Any, args: Any, kwargs: Any, out: Any, outs: list[Tensor]) -> None:
+    def _compute(
+        self, rule: Rule, func: Any, args: Any, kwargs: Any, out: Any, outs: list[Tensor], given: list[Any]
+    ) -> None:
         self.ops += 1
         self._segment[rule.short + _DTYPE_NAMES.get(outs[0].dtype, " other")] += 1
         try:
-            highs = self._high_outputs(rule, func, args, kwargs, out)
+            highs = self._high_outputs(rule, func, args, kwargs, out, given)
         except (RuntimeError, NotImplementedError, TypeError, IndexError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -169,7 +172,7 @@ class Shadow(ShadowBinder, TorchDispatchMode):
             self._distrust(rule, lost, f"{rule.name} does not run in high: {first}")
             return
         for low, high in zip(outs, highs, strict=False):
-            if self._needs_shadow(low):
+            if len(outs) == 1 or self._needs_shadow(low):
                 if isinstance(high, Tensor) and high.shape == low.shape and is_float(high):
                     self._bind(rule, low, high)
                     if rule.short == "round" or self.quantised:
@@ -177,8 +180,10 @@ class Shadow(ShadowBinder, TorchDispatchMode):
                 elif high is not None or not rule.short.startswith("_scaled_dot"):
                     self._distrust(rule, [low], f"{rule.name} gives another shape in high")
 
-    def _high_outputs(self, rule: Rule, func: Any, args: Any, kwargs: Any, out: Any) -> list[Any]:
-        if not any(isinstance(a, Tensor) and (is_float(a) or self._carries(a)) for a in leaves((args, kwargs))):
+    def _high_outputs(
+        self, rule: Rule, func: Any, args: Any, kwargs: Any, out: Any, given: list[Any]
+    ) -> list[Any]:
+        if not any(isinstance(a, Tensor) and (is_float(a) or self._carries(a)) for a in given):
             # From integers and numbers alone: torch would compute in its default dtype.
             before = torch.get_default_dtype()
             torch.set_default_dtype(torch.float64)
@@ -229,7 +234,7 @@ class Shadow(ShadowBinder, TorchDispatchMode):
                 else:
                     self._write(t, t)
             return out
-        why = self._untrusted(rule, func, args, kwargs)
+        why = self._untrusted(rule, args, kwargs, leaves((args, kwargs)))
         views = {id(t): self._writable(t, whole=rule.short in _OVERWRITES) for t in floats}
         views.update({id(t): t.clone() for t in targets if not is_float(t)})  # indices stay the low side's
         decides = rule.equivalent is not None or rule.name[:-1] in EQUIVALENTS
@@ -276,14 +281,14 @@ class Shadow(ShadowBinder, TorchDispatchMode):
 class _Again:
     """Push the mode without entering its own context a second time."""
 
-    def __init__(self, mode: TorchDispatchMode) -> None:
+    def __init__(self, mode: Mode) -> None:
         self._mode = mode
 
     def __enter__(self) -> None:
-        TorchDispatchMode.__enter__(self._mode)
+        Mode.__enter__(self._mode)  # type: ignore[no-untyped-call]
 
     def __exit__(self, *exc: Any) -> None:
-        TorchDispatchMode.__exit__(self._mode, *exc)
+        Mode.__exit__(self._mode, *exc)  # type: ignore[no-untyped-call]
 
 
 def _tensors(value: Any) -> list[Any]:

@@ -80,6 +80,9 @@ class OnDemand(Mapping[str, V]):
     def __getitem__(self, key: str) -> V:
         return self._makers[key]()
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._makers  # without making the value, as the mixin would
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._makers)
 

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from parity.errors import RecordError
+from parity.errors import CheckpointError, RecordError
 from parity.io.atomic import write_atomic
+from parity.io.checkpoints.header import Entry, header_length, parse_header
+from parity.io.checkpoints.stored import StoredBytes
 
 SHARD_BYTES = 256 << 20
 """A shard is closed when it holds this much."""
@@ -144,6 +147,7 @@ class ShardReader:
     def __init__(self, folder: Path, shards: Shards, *, checked: bool = False) -> None:
         self.folder, self.shards = folder, shards
         self._checked: set[int] = set(range(len(shards))) if checked else set()
+        self._entries: dict[int, Mapping[str, Entry]] = {}
         for shard in shards:
             if not _is_shard(shard):
                 raise RecordError(f"{folder} names a shard {str(shard)[:60]!r}, which is none of this project's files")
@@ -160,13 +164,22 @@ class ShardReader:
         number, name, dtype = _place(place, self.folder)
         path = self._path(number)
         try:
-            with safe_open(path, framework="pt") as file:
-                value: Tensor = file.get_tensor(name).clone()
+            with path.open("rb", buffering=0) as file:
+                entry = self._entries_of(number, file)[name]
+                stored = StoredBytes(entry, (file.fileno(), file.fileno()), name)
+                value = stored.elements(0, math.prod(stored.shape)).view(stored.shape)
             value = value if dtype is None else value.view(dtype)
             return torch.view_as_complex(value) if place.get("complex") else value
-        except (OSError, SafetensorError, RuntimeError, ValueError, TypeError) as error:
+        except (OSError, CheckpointError, RuntimeError, ValueError, TypeError, KeyError) as error:
             text = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
             raise RecordError(f"{path} cannot be read: {text!r}\nrecord again") from error
+
+    def _entries_of(self, number: int, file: FileIO) -> Mapping[str, Entry]:
+        """Return where a shard's tensors lie, read off its header once."""
+        if number not in self._entries:
+            size = int(self.shards[number]["bytes"])
+            self._entries[number] = parse_header(file.read(header_length(file.read(8), size)), size).entries
+        return self._entries[number]
 
     def has_all(self) -> bool:
         """Say whether every shard is there in its size, without reading any."""

@@ -6,7 +6,7 @@ fails where there is a mean.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -60,8 +60,7 @@ class Streamed:
         """Index of the largest difference, or of the first NaN."""
         number = int(self._first[:, len(_SUMS)].argmax())
         chunk = next(self.chunks(only=number))
-        place = torch.tensor(chunk.start + int(chunk.difference.abs_().argmax()))
-        return tuple(int(i) for i in torch.unravel_index(place, self.expected.shape))
+        return index_of(chunk.start + int(chunk.difference.abs_().argmax()), self.expected.shape)
 
     @cached_property
     def centred(self) -> tuple[float, float, float]:
@@ -83,6 +82,19 @@ class Streamed:
     @cached_property
     def _first(self) -> Tensor:
         return torch.stack([_row(chunk, self.expected.dtype) for chunk in self.chunks()])
+
+
+def index_of(number: int, shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the index of an element by its number in row-major order, as `torch.unravel_index` (which imports sympy).
+
+    >>> index_of(7, (2, 2, 3))
+    (1, 0, 1)
+    """
+    index: list[int] = []
+    for size in reversed(shape):
+        number, at = divmod(number, size)
+        index.append(at)
+    return tuple(reversed(index))
 
 
 def _row(c: Chunk, dtype: torch.dtype) -> Tensor:

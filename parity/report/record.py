@@ -35,10 +35,9 @@ def case_record(
     order: int = 0, nearest: Mapping[str, Any] | None = None,
     place: Mapping[str, Any] | None = None, repair: Mapping[str, Any] | None = None,
     signatures: Sequence[tuple[str, str]] = (), residual: Mapping[str, Any] | None = None,
-    dtypes: Mapping[str, Any] | None = None, lora_effect: Mapping[str, float] | None = None,
+    dtypes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Return the record of one case; numbers are the worst over draws."""
-    worst = max(draws, key=lambda e: (_nan_last(e.logic_error), _nan_last(e.metrics.rel_l2))) if draws else None
     return {
         "id": case_id,
         "pair": pair,
@@ -61,14 +60,25 @@ def case_record(
         "repair": None if repair is None else dict(repair),
         "signatures": [list(s) for s in signatures],
         "first_different": first,
-        "logic_error": worst.logic_error if worst else None,
         "logic_limit": limits.logic_error,
-        "logic_error_of_constants": worst.stored_constants if worst else None,
-        "rounding_excess": _excesses(draws),
         "shown_by": judged.projection,
         "impact": judged.impact,
         "impact_limit": limits.felt,
         "drift": drift,
+        **_measured(draws),
+        "residual": None if residual is None else dict(residual),
+        "dtypes": None if dtypes is None else dict(dtypes),
+        "rerun": "",
+    }
+
+
+def _measured(draws: Sequence[Evidence]) -> dict[str, Any]:
+    """Return what was measured at a tap, of the worst draw where it is one number; None where none was judged."""
+    worst = max(draws, key=lambda e: (_nan_last(e.logic_error), _nan_last(e.metrics.rel_l2))) if draws else None
+    return {
+        "logic_error": worst.logic_error if worst else None,
+        "logic_error_of_constants": worst.stored_constants if worst else None,
+        "rounding_excess": _excesses(draws),
         "reference_dtype": worst.reference_dtype if worst else None,
         "native_dtype": worst.native_dtype if worst else None,
         "excess_after_rounding_both": worst.rounded if worst else None,
@@ -77,10 +87,6 @@ def case_record(
         "coherence": max((e.coherence for e in draws), default=None),
         "reference_noise": worst.noise if worst else None,
         "metrics": worst.metrics.as_dict() if worst else None,
-        "residual": None if residual is None else dict(residual),
-        "dtypes": None if dtypes is None else dict(dtypes),
-        "lora_effect": None if lora_effect is None else dict(lora_effect),
-        "rerun": "",
     }
 
 
@@ -108,7 +114,7 @@ _BLANK: dict[str, Any] = {
     "logic_limit": None, "logic_error_of_constants": None, "rounding_excess": {}, "shown_by": "", "impact": None,
     "impact_limit": None, "drift": None, "reference_dtype": None, "native_dtype": None,
     "excess_after_rounding_both": None, "rows": [], "excluded_rows": [], "coherence": None, "reference_noise": None,
-    "metrics": None, "residual": None, "dtypes": None, "lora_effect": None, "rerun": "",
+    "metrics": None, "residual": None, "dtypes": None, "rerun": "",
 }  # fmt: skip
 
 

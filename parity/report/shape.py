@@ -38,7 +38,16 @@ def well_formed(record: Mapping[str, Any], file: str = "record") -> dict[str, An
     if isinstance(cases, list) and len(cases) > MOST_CASES:
         raise RecordError(f"{file} has {len(cases):,} cases, {MOST_CASES:,} can be shown: select some with -k")
     found: dict[str, Any] = _RECORD(record, file)
-    return found
+    return _with_effects(found)
+
+
+def _with_effects(record: dict[str, Any]) -> dict[str, Any]:
+    """Give each case its row of its state's `lora_comparison` as `lora_effect`, None where there is none."""
+    rows = {(s["pair"], s["state"], row["tap"]): row for s in record["pairs"] for row in s["lora_comparison"]}
+    for case in record["cases"]:
+        row = rows.get((case["pair"], case["state"], case["tap"]), {})
+        case["lora_effect"] = {k: v for k, v in row.items() if k != "tap" and v is not None} or None
+    return record
 
 
 def text(value: Any, where: str) -> str:
@@ -186,7 +195,6 @@ _CASE = limited(fields({
     "rounding_excess": (named(fields({"ratio": (number, 1.0), **_each(_NUMBER, None, "se", "freedom")})), {}),
     "rows": (listed(number), []), "excluded_rows": (listed(number), []), "metrics": (maybe(named(anything)), None),
     "residual": (maybe(_RESIDUAL), None), "dtypes": (maybe(named(named(number))), None),
-    "lora_effect": (maybe(named(number)), None),
 }, ("id", "pair", "state", "tap", "verdict", "outcome")), "logic_error", "impact")  # fmt: skip
 _SIDE = fields({
     **_each(text, "", "name", "class", "weights"), "parameters": (_NUMBER, None), "dtypes": (_TEXTS, []),
@@ -196,6 +204,10 @@ _WEIGHTS = fields({
     **_each(_NUMBER, None, "compared", "equal", "rounded", "different"),
     **_each(named(anything), {}, "reference_only", "native_only"),
 })  # fmt: skip
+_FOUR = fields({
+    "tap": (text, ""),
+    **_each(_NUMBER, None, "base", "lora", "on_reference", "on_native", "ratio", "alignment", "of_effect"),
+}, ("tap",))  # fmt: skip
 _STATE = fields({
     **_each(text, "",
         "pair", "state", "variant", "size", "dtype", "device", "shadow_dtype", "explained_missing",
@@ -213,7 +225,7 @@ _STATE = fields({
     ),
     "seconds": (named(number), {}), "lora": (flag, False), "first_different": (_TEXT, None),
     "reference": (_SIDE, _SIDE({}, "")), "native": (_SIDE, _SIDE({}, "")), "weights": (_WEIGHTS, _WEIGHTS({}, "")),
-    "attention": (named(named(anything)), {}),
+    "attention": (named(named(anything)), {}), "lora_comparison": (listed(_FOUR, MOST_CASES), []),
 }, ("pair", "state"))  # fmt: skip
 _RECORD = fields({
     "created": (text, ""), "complete": (flag, True), "selected": (flag, False), "limits_version": (_NUMBER, None),

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 
+from parity.execution.modes import Mode
 from parity.execution.tap import Point
 
 _QUIET = ("norm", "dropout", "identity", "gelu", "silu", "relu", "tanh", "swish", "activation", "softmax")
@@ -71,7 +72,7 @@ class _Raw:
     end: int = 0
 
 
-class _Clock(TorchDispatchMode):
+class _Clock(Mode):
     """Counts ops, and keeps when each storage was last used."""
 
     def __init__(self) -> None:

@@ -7,6 +7,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -110,5 +111,11 @@ def _parameters(function: Any) -> list[str]:
 def home_of(model: nn.Module) -> tuple[str, str | None]:
     """Return the module of a model's class, and the distribution it came with; None for the project's own code."""
     module = type(model).__module__
-    found = metadata.packages_distributions().get(module.partition(".")[0], [])
+    found = _distributions().get(module.partition(".")[0], [])
     return module, found[0] if found else None
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Return which distributions hold each top-level package; reads the file list of every one installed."""
+    return metadata.packages_distributions()

@@ -74,7 +74,7 @@ def test_at_least_ten_of_different_bugs() -> None:
 
 @pytest.mark.parametrize("lora", [False, True], ids=["lora_off", "lora_on"])
 def test_healthy_pair_is_right_on_the_same_inputs(opened_pair: Open, lora: bool) -> None:
-    found = explored(opened_pair(PAIR), lora, Options(), replace(PROFILE, examples=6))
+    found = explored(opened_pair(TWO), lora, Options(), replace(PROFILE, examples=6))
     assert right(found) == len(found.examples) >= 5
     assert found.imprecise == []
     assert found.blind == []
@@ -96,7 +96,7 @@ def test_failing_input_shrinks_to_the_smallest_latent(opened_pair: Open) -> None
 
 def test_precision_is_judged_over_all_inputs_together(opened_pair: Open) -> None:
     pair = replace(PLANTS["rms_low"].apply(PAIR), space=lambda build: LARGE)
-    found = explored(opened_pair(pair), False, Options(), replace(PROFILE, examples=10))
+    found = explored(opened_pair(pair), False, Options(), replace(PROFILE, examples=6))
     assert found.failing is None
     assert {j.name.split(".")[-1] for j in found.imprecise} == {"self_attn"}
     assert found.felt

@@ -22,6 +22,12 @@ NATIVE, LAYERS = "models/longcat_native_layers.py:", "models/longcat_reference_l
 BASE = replace(two_blocks(PAIR), inputs=partial(inputs_of, tokens=32))
 
 
+@pytest.fixture(autouse=True)
+def no_repairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spend no time on repairs, which have tests of their own."""
+    monkeypatch.setattr("parity.diagnose.repair.SECONDS", 0.0)
+
+
 def record_of(pair: ModelPair, tap: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     engine = Engine({"longcat": pair}, Settings(dtype=dtype))
     return engine.case_record(ParityCase("longcat", tap, "", False))

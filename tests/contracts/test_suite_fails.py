@@ -19,7 +19,9 @@ from dataclasses import replace
 from functools import partial
 from fixtures.pairs.longcat import PAIR, inputs_of
 from fixtures.plants import PLANTS
-PAIR = PLANTS[{plant!r}].apply(replace(PAIR, name="planted", inputs=partial(inputs_of, tokens={tokens}), lora=None))
+from fixtures.plants_named import two_blocks
+few = replace(PAIR, name="planted", inputs=partial(inputs_of, tokens={tokens}), lora=None)
+PAIR = PLANTS[{plant!r}].apply({base}(few))
 """
 COUNTER = """
 calls = [0]
@@ -107,9 +109,12 @@ def failed_tests(run: Run) -> set[str]:
     ],
 )  # fmt: skip
 def test_case_fails_and_its_rerun_fails_again(
-    project: Project, test: str, plant: str, case: str, words: list[str]
+    project: Project, monkeypatch: pytest.MonkeyPatch, test: str, plant: str, case: str, words: list[str]
 ) -> None:
-    run = run_suite(project, LONGCAT.format(plant=plant, tokens=128 if plant.endswith("_low") else 32), test)
+    if not any("likely: " in word for word in words):
+        monkeypatch.setattr("parity.diagnose.repair.SECONDS", 0.0)  # no repair is asked for
+    base, tokens = ("", 128) if plant.endswith("_low") else ("two_blocks", 32)
+    run = run_suite(project, LONGCAT.format(plant=plant, base=base, tokens=tokens), test)
     assert run.code == 1
     assert failed_tests(run) == {test}
     lines = run.message(case)
@@ -192,7 +197,7 @@ def test_every_test_of_the_suite_is_shown_to_fail() -> None:
 
 
 def test_a_drowned_difference_warns_in_the_same_words(project: Project) -> None:
-    run = run_suite(project, LONGCAT.format(plant="final_low", tokens=128), "test_outside_blocks")
+    run = run_suite(project, LONGCAT.format(plant="final_low", base="", tokens=128), "test_outside_blocks")
     assert run.code == 0
     assert "planted-final_layer-lora_off" in run.cases("warned")
     lines = [line.removeprefix("  ") for line in run.result.outlines]  # pytest indents a warning

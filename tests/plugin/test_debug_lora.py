@@ -60,12 +60,16 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def run(self: Interpreter, *arguments: str) -> dict[str, Any]:
         asked.append(f"{self.python} {arguments[0]}")
-        folders = [word for folder in self.pairs for word in ("--pairs", str(folder))]
-        done = CliRunner().invoke(app, [*arguments, *folders])
-        return self.answer_of(done.exit_code, done.stdout, done.stderr, arguments[0])
+        return run_here(self, *arguments)
 
     monkeypatch.setattr(Interpreter, "run", run)
     return asked
+
+
+def run_here(interpreter: Interpreter, *arguments: str) -> dict[str, Any]:
+    folders = [word for folder in interpreter.pairs for word in ("--pairs", str(folder))]
+    done = CliRunner().invoke(app, [*arguments, *folders])
+    return interpreter.answer_of(done.exit_code, done.stdout, done.stderr, arguments[0])
 
 
 @pytest.mark.parametrize(
@@ -187,8 +191,19 @@ def test_a_missing_interpreter_is_a_usage_error_of_the_command(debug_lora: Debug
 
 
 def test_both_stages_run_in_processes_of_their_own(debug_lora: DebugLora, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A question too; further ones go the same way, and are asked here."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    apart, started = Interpreter.run, list[str]()
+
+    def run(self: Interpreter, *arguments: str) -> dict[str, Any]:
+        if arguments[0] in ("values", "repair"):
+            return run_here(self, *arguments)
+        started.append(arguments[0])
+        return apart(self, *arguments)
+
+    monkeypatch.setattr(Interpreter, "run", run)
     result = debug_lora(PAIRS["alpha_dropped"], "--json")
     assert result.exit_code == 1, result.output
     states = json.loads(result.stdout)["states"]
     assert (states["lora_off"]["failed"], states["lora_on"]["failed"]) == ([], ["block0.up"])
+    assert started == ["record", "record", "impact"]

@@ -252,7 +252,7 @@ def put(record: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[str, 
 def test_any_field_of_another_type_is_shown_or_named() -> None:
     """Nothing but a report or a RecordError comes out, whatever stands where."""
     whole = recorded("another_function")
-    case = next(c for c in whole["cases"] if c["outcome"] == "failed" and c["lora_effect"])
+    case = next(c for c in whole["cases"] if c["outcome"] == "failed" and "lora_on" in c["state"])
     small = {**whole, "cases": [case], "pairs": [s for s in whole["pairs"] if s["state"] == case["state"]]}
     draw, shown = random.Random(0), 0
     for path in leaves(small):
@@ -282,12 +282,12 @@ def test_other_schema_and_too_many_cases_are_named() -> None:
 def test_record_of_an_older_version_is_shown() -> None:
     older = copy.deepcopy(recorded("another_function"))
     for case in older["cases"]:
-        for name in ("residual", "dtypes", "lora_effect", "rerun"):
+        for name in ("residual", "dtypes", "rerun"):
             del case[name]
         if case["place"]:
             del case["place"]["code"]
     for state in older["pairs"]:
-        del state["weights"]
+        del state["weights"], state["lora_comparison"]
     assert "Not at parity" in Seen(render_html(older)).text
 
 

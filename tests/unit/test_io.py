@@ -18,6 +18,7 @@ from parity.errors import RecordError, SourceMissing, WrongSource
 from parity.io import records
 from parity.io.atomic import locked, write_atomic
 from parity.io.hashing import hash_weights
+from parity.io.memory import peak_resident
 from parity.io.records import read_record, write_record
 from parity.io.sources import check_imported_from, describe_source
 
@@ -70,6 +71,7 @@ def test_a_second_writer_is_told_who_holds_the_file(tmp_path: Path) -> None:
 
 HOLD = """
 import os, sys
+from parity.io.memory import peak_resident
 from parity.io.atomic import locked
 with locked(sys.argv[1]):
     print("held", flush=True)
@@ -246,3 +248,13 @@ def test_the_hash_is_chunked_alike_for_any_strides(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("parity.io.hashing._CHUNK", 8)
     assert hash_weights({"x": x}) == whole
     assert hash_weights({"x": x.permute(2, 1, 0).contiguous().permute(2, 1, 0)}) == whole
+
+
+HELD = "from parity.io.memory import peak_resident; print(peak_resident())"
+
+
+def test_the_peak_of_a_process_is_not_that_of_its_parent() -> None:
+    held = torch.ones(400 << 18)  # 400 MB here, at the moment the other is started
+    done = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=True, env=environment())
+    assert 0 < int(done.stdout) < held.nbytes
+    assert peak_resident() > held.nbytes

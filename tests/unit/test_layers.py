@@ -69,7 +69,7 @@ LAYERS: dict[str, frozenset[str]] = {
     "sensitivity": SIDES | {"session", "fresh"},
     "explored": RUN - {"run"} | {"examples", "strategies"},
     "strategies": BASE | {"space"},
-    "described": RUN | {"case", "compared", "report"},
+    "described": RUN | {"case", "compared", "io", "report"},
     "engine": RUN | RECORDED | {"about", "case", "described", "diagnose", "failures", "report"},
     "runs": BASE | {"environment", "report", "io"},
     "captured": SIDES,

@@ -105,8 +105,9 @@ def trace(value: Tensor) -> Trace:
 def test_lora_effect_says_how_far_it_moves_each_side(factor: float) -> None:
     delta = torch.randn(1, T, C, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     sides = (trace(EXACT), trace(EXACT + delta)), (trace(EXACT), trace(EXACT + factor * delta))
-    found = four_comparisons([TAP], *sides, {}).at(OUTPUT)
-    assert found is not None
+    (row,) = four_comparisons([TAP], *sides, {}).rows
+    found = row.as_dict()
+    assert found["tap"] == OUTPUT
     assert found["base"] == 0.0
     assert found["ratio"] == pytest.approx(abs(factor), abs=1e-9)
     assert found["on_reference"] == pytest.approx(float(delta.norm() / EXACT.norm()))
@@ -117,7 +118,16 @@ def test_lora_effect_says_how_far_it_moves_each_side(factor: float) -> None:
         assert math.isnan(found["alignment"])
 
 
+def test_what_a_padded_token_holds_is_no_difference_of_the_bases() -> None:
+    valid = torch.ones(1, T, dtype=torch.bool)
+    valid[:, 4:] = False
+    tap = Tap(OUTPUT, Point(""), Point(""), replace=False, valid=lambda inputs: valid)
+    other = torch.where(valid.unsqueeze(-1), EXACT, 7.0)
+    (row,) = four_comparisons([tap], (trace(EXACT), trace(2 * EXACT)), (trace(other), trace(2 * other)), {}).rows
+    assert (row.base.rel_l2, row.base.mse, row.lora.rel_l2, row.ratio) == (0.0, 0.0, 0.0, 1.0)
+    assert row.on_reference.mse == pytest.approx(float(EXACT[:, :4].square().mean()))
+
+
 def test_taps_that_a_recording_lacks_are_left_out() -> None:
     found = four_comparisons([TAP], (Trace(), trace(EXACT)), (trace(EXACT), trace(EXACT)), {})
     assert not found.rows
-    assert found.at(OUTPUT) is None
