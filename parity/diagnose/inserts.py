@@ -31,7 +31,7 @@ def never_run(segment: Segment) -> Iterator[Change]:
 
 def inserted(segment: Segment) -> Iterator[Change]:
     """List the steps without parameters that could be missing behind the last values both sides have."""
-    theirs = {op.op.name for op in segment.their_region}
+    theirs = {op.op.base for op in segment.their_region}
     steps = [("norm_missing", *norm) for norm in _plain_norms(segment)] if theirs & _OF_NORMS else []
     if theirs & _OF_ACTIVATIONS:
         steps += [("activation_missing", words, _calling(*call)) for words, call in ACTIVATIONS.items()]

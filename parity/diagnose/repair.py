@@ -178,7 +178,7 @@ class RepairShop:
         if not self.draw.of.lora:
             return
         last = segment.region[-1] if segment.region else None
-        if last is not None and last is segment.ops[-1] and last.op.name == "add":
+        if last is not None and last is segment.ops[-1] and last.op.base == "add":
             whole = self._wanted(tap)
             if whole is not None:
                 yield found_factor(last, whole, segment.line(last), "lora_scale")
@@ -187,8 +187,8 @@ class RepairShop:
     def _gates(self, segment: Segment) -> Iterable[Change]:
         region, last = segment.region, max((op.op.number for op in segment.ops), default=0)
         groups = [g for g in self.native.slices if len(g) > 1 and min(g) <= last][-3:]
-        yield from factor_changes([op for op in region if op.op.name == "add"], groups)
-        if not self.draw.of.lora and region and segment.ops[-1] is region[-1] and region[-1].op.name == "add":
+        yield from factor_changes([op for op in region if op.op.base == "add"], groups)
+        if not self.draw.of.lora and region and segment.ops[-1] is region[-1] and region[-1].op.base == "add":
             whole = self._wanted(segment.tap)
             if whole is not None:
                 yield found_factor(region[-1], whole, segment.line(region[-1]), "number")

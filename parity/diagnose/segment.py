@@ -17,7 +17,7 @@ from parity.execution.tap import Inputs, Tap
 
 _KERNELS = ("_scaled_dot_product", "_softmax", "_safe_softmax")
 _NORMS = ("native_layer_norm", "native_group_norm", "_fused_rms_norm")
-_ANGLES = frozenset({"cos", "sin", "polar", "cos_", "sin_"})
+_ANGLES = frozenset({"cos", "sin", "polar"})
 
 
 @dataclass
@@ -133,19 +133,19 @@ class Segment:
 
     def numbers(self, name: str) -> list[float]:
         """Return the numbers the reference calls such ops with, those first that it alone has."""
-        found = [s for ops in (self.their_region, self.theirs) for op in ops if op.op.name == name for s in op.scalars]
+        found = [s for ops in (self.their_region, self.theirs) for op in ops if op.op.base == name for s in op.scalars]
         return list(dict.fromkeys(found))
 
     @cached_property
     def small_numbers(self) -> list[float]:
         """Return what the reference adds before it divides: its eps."""
-        ops = [op for op in self.theirs if op.op.name in ("add", *_NORMS)]
+        ops = [op for op in self.theirs if op.op.base in ("add", *_NORMS)]
         return list(dict.fromkeys(s for op in ops for s in op.scalars if 0 < s < 1e-2))
 
     @cached_property
     def _angle_bits(self) -> tuple[int, int]:
         """Return the ops that make angles, and those that take their sine or cosine."""
-        turning = [op.op for op in self.ops if op.op.name in _ANGLES]
+        turning = [op.op for op in self.ops if op.op.base in _ANGLES]
         return sum_bits(op.inputs for op in turning), sum_bits(op.bit for op in turning)
 
     @cached_property
