@@ -87,7 +87,7 @@ class RepairShop:
         focus = None if graft is None else segment.behind(graft.ops)
         told = graft is not None and graft.tells
         # What a set of values tells needs no long search for what else would restore the tap.
-        since = started - (self.seconds - _SHORT if told else 0.0)
+        since = time.process_time() - (self.seconds - _SHORT) if told else started
         found = self._searched(tap, segment, self._changes(tap, segment, focus), since)
         if found is None and graft is not None and told:
             return Repair(graft.change.words, self.draw.before[tap.name], graft.after, graft.bug)
