@@ -17,6 +17,7 @@ _KINDS = {
     "activation": ("silu", "gelu", "sigmoid", "tanh", "_softmax"),
     "trigonometric": ("cos", "sin", "exp"),
 }
+_APART = "torch adds a linear layer's bias in a second op where its input is not contiguous: `.contiguous()` before it"
 _WIDTH = {"float64": 3, "float32": 2, "complex64": 2, "complex128": 3, "float16": 1, "bfloat16": 1}
 
 
@@ -41,6 +42,7 @@ def likely_causes(
         found.append(explained.repairs[judged.name].sentence())
     if nearest is not None and nearest.explains:
         found.append(nearest.words())
+        found += [_APART] if nearest.kind == "split" else []
     found += [words for _, words in explained.signatures.get(judged.name, [])[:1]]
     if place is not None:
         found += place.words()

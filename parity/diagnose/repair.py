@@ -20,6 +20,7 @@ from parity.diagnose.faulty import Faulty
 from parity.diagnose.grafts import Graft, Grafter
 from parity.diagnose.inserts import inserted, instead, masked, never_run, turned
 from parity.diagnose.left_out import left_out
+from parity.diagnose.operand_repairs import other_operands
 from parity.diagnose.part_repairs import changes_of_parts, factor_changes, found_factor
 from parity.diagnose.repaired import Repair
 from parity.diagnose.repairs import changes_of_ops
@@ -168,6 +169,7 @@ class RepairShop:
         yield from masked(segment)
         yield from turned(segment)
         yield from changes_of_parts(segment)
+        yield from other_operands(segment)
         # The key map may be wrong; values of two modules that are exchanged are values both sides have.
         yield from exchanged_modules([n for n in segment.read if n not in self.wrong], segment.held)
         yield from self._gates(segment)

@@ -126,7 +126,7 @@ def _numbers(op: OpValue, segment: Segment, change: Make) -> Iterator[Change]:
         yield change(bug, f"no {held:g} in `{name}`", only(0))
     if name in ("add", "sub"):
         if 0 < held < 1e-2:
-            for eps in dict.fromkeys((*segment.small_numbers, *_EPS)):
+            for eps in (e for e in dict.fromkeys((*segment.small_numbers, *_EPS)) if e != held):
                 yield change("norm_eps", f"{eps:g} for {held:g} in `{name}`", with_number(_always(eps)))
         yield from (change(bug, f"{n:g} for {held:g} in `{name}`", with_number(_always(n))) for n in theirs[:4])
         if held:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from parity.diagnose.places import ends_of, unmatched
+from parity.diagnose.places import ends_of, innocent, unmatched
 from parity.diagnose.side_ops import SideOps
 from parity.execution.changes import Change
 from parity.execution.op_values import OpValue, values_of
@@ -52,10 +52,15 @@ class Segment:
 
     @cached_property
     def suspects(self) -> list[OpValue]:
-        """The region, those ops first that read a value both sides have: what is behind them differs by them."""
+        """The region, those ops first that read a value both sides have: what is behind them differs by them.
+
+        Last come those that make a value both sides have.
+        """
         values = values_of(self.theirs)
+        free = innocent(self.ops, values)
         entries = [op for op in self.region if any(made < 0 or values.has(value) for value, made in op.inputs)]
-        return [*entries, *(op for op in self.region if op not in entries)]
+        ordered = [*entries, *(op for op in self.region if op not in entries)]
+        return sorted(ordered, key=lambda op: bool(op.op.bit & free))
 
     @cached_property
     def their_region(self) -> list[OpValue]:

@@ -56,7 +56,7 @@ def _said(ours: Tensor, theirs: Tensor) -> str | None:
         return "not turned at all: RoPE is missing"
     if bool(((ours - theirs.conj()).abs() <= _SAME).all()):
         return "turned the other way: RoPE with the other sign"
-    count, near = len(ours), torch.cdist(torch.view_as_real(ours.resolve_conj()).flatten(1), torch.view_as_real(theirs.resolve_conj()).flatten(1))
+    count, near = len(ours), torch.cdist(torch.view_as_real(ours).flatten(1), torch.view_as_real(theirs).flatten(1))
     distances, places = near.min(1)
     if bool((distances <= 10 * _SAME).all()):
         return f"turned by the angles of other positions: {_positions(places.tolist(), count)}"
