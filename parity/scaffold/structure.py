@@ -36,6 +36,15 @@ class Tree:
     def _all(self) -> frozenset[str]:
         return frozenset(path for path, _ in self.model.named_modules())
 
+    def heads(self, path: str) -> int:
+        """Return the number of heads a module or one around it names, 0 where none does."""
+        while path in self.paths:
+            for name in ("num_heads", "heads", "n_heads", "num_attention_heads"):
+                if isinstance(value := getattr(self.paths[path], name, None), int):
+                    return value
+            path = path.rpartition(".")[0]
+        return 0
+
     def template(self, path: str) -> str:
         """Return a path with its block numbers left open."""
         return template_of(path, self.stacks)[0]

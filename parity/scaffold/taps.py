@@ -180,7 +180,7 @@ def _named(found: Shared, reference: Tree, native: Tree, last: int | None) -> Sp
         name, stack, number, found.reference, found.native, found.layout, found.text, found.order, found.by_value,
         replace=not (is_input and (found.shared or found.quiet)), channel_dim=_channel_dim(found, reference),
         attention=False if is_input and "attn" in name else None,
-        heads=0 if is_input or "attn" not in name else _heads(reference.paths[r]),
+        heads=0 if is_input or "attn" not in name else reference.heads(r),
     )  # fmt: skip
 
 
@@ -197,13 +197,6 @@ def _channel_dim(found: Shared, reference: Tree) -> int:
     module = reference.paths.get(found.reference.module or "")
     channels_first = isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and found.reference.at == "output"
     return 1 if channels_first else -1
-
-
-def _heads(module: nn.Module) -> int:
-    for name in ("num_heads", "heads", "n_heads", "num_attention_heads"):
-        if isinstance(value := getattr(module, name, None), int):
-            return value
-    return 0
 
 
 # --- order ------------------------------------------------------------------------------------------------------------
