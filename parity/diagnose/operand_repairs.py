@@ -24,11 +24,10 @@ def other_operands(segment: Segment) -> Iterator[Change]:
     sums = [op for op in segment.region if op.op.base == "add" and not op.scalars and len(op.inputs) == 2]
     for op in sums[:_SUMS]:
         apart = [i for i, (_, made) in enumerate(op.inputs) if made in region]
-        if len(apart) != 1:  # where both differ, what made them does
-            continue
-        place, size = apart[0], op.inputs[apart[0]][0]
-        if size is not None:
-            yield from _instead(op, place, size.elements, segment, region)
+        # Where both differ, what made them does; where none does, one of them is not meant.
+        for place in {0: (0, 1), 1: apart}.get(len(apart), ()):
+            if (size := op.inputs[place][0]) is not None:
+                yield from _instead(op, place, size.elements, segment, region)
 
 
 def _instead(op: OpValue, place: int, elements: int, segment: Segment, region: set[int]) -> Iterator[Change]:
@@ -39,7 +38,7 @@ def _instead(op: OpValue, place: int, elements: int, segment: Segment, region: s
         seen.append(value)
         held: list[Tensor] = []
         ops = {number: taken(held), op.op.number: OpChange(op.op.name, _adding(place, held))}
-        yield Change(f"{words} for the {_ORDER[place]} operand of `add` at {segment.line(op)}", (), ops)
+        yield Change(f"{words} for the {_ORDER[place]} operand of `add` at {segment.line(op)}", (), ops, bug="step_missing")
 
 
 Candidate = tuple[int, Fingerprint, str, Callable[[list[Tensor]], OpChange]]

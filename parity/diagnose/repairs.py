@@ -59,6 +59,9 @@ def _op_changes(op: OpValue, segment: Segment) -> Iterator[Change]:
         yield from _activation(name, change)
     elif name.startswith("_scaled_dot_product"):
         yield from _attention(name, change)
+    elif name in ("bmm", "baddbmm") and segment.softened(op):
+        for words, power in (("head_dim^-0.5", -0.5), ("head_dim^0.5", 0.5)):
+            yield change("softmax_scale", f"the scores times {words}", _scores_scaled(name, power))
     elif name in ("mul", "add", "sub", "div", "pow"):
         yield from _arithmetic(op, segment, change)
     elif name in _OTHER:
@@ -90,6 +93,11 @@ def _attention(name: str, change: Make) -> Iterator[Change]:
     place = 4 if name.endswith("for_cpu") else 5
     for causal in (True, False):
         yield change("causality", f"{'causal' if causal else 'full'} attention", with_argument(place, causal))
+
+
+def _scores_scaled(name: str, power: float) -> Callable[[Call], Call]:
+    """Scale the product of queries and keys; `baddbmm` has its operands behind what it adds to them."""
+    return with_operand(int(name == "baddbmm"), lambda t: t * t.shape[-1] ** power)
 
 
 def _arithmetic(op: OpValue, segment: Segment, change: Make) -> Iterator[Change]:

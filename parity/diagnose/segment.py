@@ -171,6 +171,10 @@ class Segment:
         taken = bool(op.op.inputs & self._angle_bits[1]) or bool(op.op.bit & self._angle_bits[1])
         return taken and bool(op.op.bit & self._kernel_bits)
 
+    def softened(self, op: OpValue) -> bool:
+        """Say whether a softmax is taken of what an op gives."""
+        return bool(op.op.bit & self._kernel_bits)
+
     def scores(self, op: OpValue) -> bool:
         """Say whether an op stands between a product of queries and keys and its softmax."""
         return bool(op.op.bit & self._kernel_bits) and any(
