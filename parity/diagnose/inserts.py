@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from parity.diagnose.calls import with_operand
 from parity.diagnose.repairs import ACTIVATIONS
 from parity.diagnose.segment import Segment, by_line
 from parity.execution.changes import Call, Change, OpChange
@@ -38,6 +39,15 @@ def inserted(segment: Segment) -> Iterator[Change]:
     for bug, words, step in steps:
         for op in segment.boundary[-_MOST:]:
             yield _behind([op], segment, bug, words, step)
+        yield from _before(segment, bug, words, step)
+
+
+def _before(segment: Segment, bug: str, words: str, step: Result) -> Iterator[Change]:
+    """Do a step on what an op reads that no op of the segment gave: a tap stands there."""
+    for op in segment.region[:_MOST]:
+        for place in (p for p, (_, made) in zip(op.places, op.inputs, strict=True) if made < 0):
+            said = f"{words} before `{op.op.name}` at {segment.line(op)}"
+            yield Change(said, (), {op.op.number: OpChange(op.op.name, with_operand(place, step))}, bug=bug)
 
 
 def _calling(func: Any, args: Any, kwargs: Any) -> Result:

@@ -38,7 +38,8 @@ def _instead(op: OpValue, place: int, elements: int, segment: Segment, region: s
         seen.append(value)
         held: list[Tensor] = []
         ops = {number: taken(held), op.op.number: OpChange(op.op.name, _adding(place, held))}
-        yield Change(f"{words} for the {_ORDER[place]} operand of `add` at {segment.line(op)}", (), ops, bug="step_missing")
+        said = f"{words} for the {_ORDER[place]} operand of `add` at {segment.line(op)}"
+        yield Change(said, (), ops, bug="step_missing")
 
 
 Candidate = tuple[int, Fingerprint, str, Callable[[list[Tensor]], OpChange]]

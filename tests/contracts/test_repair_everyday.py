@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from parity.diagnose.likely import _precision
 from parity.execution.tap import Point, Tap
 from parity.pair import Build, ModelPair, Side, Source
 from parity.run import Options, StateResult, run_state
@@ -44,14 +45,16 @@ class Joint(nn.Module):
         if not self.edit.startswith("manual"):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=None if self.edit == "mask" else every)
         scores = q @ k.mT * (1.0 if self.edit == "manual scale" else q.shape[-1] ** -0.5)
-        return scores.masked_fill(~every, torch.finfo(x.dtype).min).softmax(-1) @ v
+        out: Tensor = scores.masked_fill(~every, torch.finfo(x.dtype).min).softmax(-1) @ v
+        return out
 
     def forward(self, x: Tensor, text: Tensor, keep: Tensor) -> Tensor:
         joined = torch.cat([text, x], 1)
         normed = F.layer_norm(joined, (WIDTH,))
         middle = joined + F.silu(normed)
         branch = self.out(self.attended(middle, keep).transpose(1, 2).flatten(2))
-        return (normed if self.edit == "residual" else middle) + branch
+        out: Tensor = (normed if self.edit == "residual" else middle) + branch
+        return out
 
 
 class Model(nn.Module):
@@ -59,10 +62,13 @@ class Model(nn.Module):
 
     def __init__(self, edit: str = "") -> None:
         super().__init__()
+        self.edit = edit
         self.joint, self.head = Joint(edit), nn.Linear(WIDTH, 4)
 
     def forward(self, x: Tensor, text: Tensor, keep: Tensor) -> Tensor:
-        return self.head(self.joint(x, text, keep)[:, text.shape[1] :]).mT.unflatten(2, (2, 2, 3))
+        made = self.joint(x, text, keep)[:, text.shape[1] :]
+        out: Tensor = self.head(made if self.edit == "silu" else F.silu(made)).mT.unflatten(2, (2, 2, 3))
+        return out
 
 
 class Port(Model):
@@ -111,16 +117,24 @@ NAMED = {
     "manual scale": "the scores times head_dim^-0.5 at ",
     "head layout": "joint.qkv.weight and its bias with its rows as [heads, 3, head_dim]",
     "residual": "`add` at ",
+    "silu": "SiLU before `",
 }
 
 
 @pytest.mark.parametrize("edit", NAMED)
 def test_what_ports_get_wrong_every_day_is_named(edit: str) -> None:
     result = ran(edit)
-    assert result.first_different == ("block0" if edit == "residual" else "block0.self_attn")
+    assert result.first_different == {"residual": "block0", "silu": "final_output"}.get(edit, "block0.self_attn")
     found = result.explained.repairs[result.first_different]
     assert found.words.startswith(NAMED[edit]), found.words
     assert found.after < 1e-13
+
+
+def test_attention_by_hand_in_16_bits_is_said_first() -> None:
+    fused = {"_scaled_dot_product_flash_attention_for_cpu bfloat16": 1, "mul float32": 2}
+    (said,) = _precision(fused, {"_softmax bfloat16": 1})
+    assert said.startswith("attention by hand: the softmax runs in bfloat16 in the native, the reference calls a fused")
+    assert _precision(fused, {"_softmax float32": 1}) == []
 
 
 def test_attention_by_hand_is_the_same_function() -> None:

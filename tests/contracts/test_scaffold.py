@@ -359,7 +359,8 @@ class Uneven(nn.Module):
         x = self.embedding(x.reshape(len(latents), -1, 8))
         for block in self.blocks:
             x = block(x)
-        return self.proj_out(x)
+        out: Tensor = self.proj_out(x)
+        return out
 
 
 class UnevenPort(Uneven):
@@ -367,7 +368,7 @@ class UnevenPort(Uneven):
 
     def __init__(self) -> None:
         super().__init__()
-        self.patch = nn.Conv3d(4, 8, (1, 2, 2), (1, 2, 2))
+        self.add_module("patch", nn.Conv3d(4, 8, (1, 2, 2), (1, 2, 2)))
         del self.tied
         self.embedding = nn.Linear(8, 8, bias=False)
 
@@ -375,7 +376,8 @@ class UnevenPort(Uneven):
         x = self.embedding(self.patch(latents).flatten(2).mT)
         for block in self.blocks:
             x = block(x)
-        return self.proj_out(x)
+        out: Tensor = self.proj_out(x)
+        return out
 
 
 class UnevenBlock(nn.Module):
