@@ -89,7 +89,7 @@ def _reading(spots: Sequence[Spot], finer: Finer) -> Callable[[Call], Call]:
 
 def _laid(spot: Spot, operand: Any, finer: Finer) -> Tensor:
     # The native's own exact value says how the operand lies: the reference's lies as that does.
-    real = torch.view_as_real(operand) if operand.is_complex() else operand
+    real = torch.view_as_real(operand.resolve_conj()) if operand.is_complex() else operand
     _, theirs = nearest_layout(spot.theirs, spot.ours)
     ours_now = real.detach().double()
     _, turned = nearest_layout(spot.theirs if theirs is None else theirs, ours_now)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from parity.diagnose.calls import with_operand
 from parity.diagnose.repairs import ACTIVATIONS
 from parity.diagnose.segment import Segment, by_line
 from parity.execution.changes import Call, Change, OpChange
@@ -31,13 +32,22 @@ def never_run(segment: Segment) -> Iterator[Change]:
 
 def inserted(segment: Segment) -> Iterator[Change]:
     """List the steps without parameters that could be missing behind the last values both sides have."""
-    theirs = {op.op.name for op in segment.their_region}
+    theirs = {op.op.base for op in segment.their_region}
     steps = [("norm_missing", *norm) for norm in _plain_norms(segment)] if theirs & _OF_NORMS else []
     if theirs & _OF_ACTIVATIONS:
         steps += [("activation_missing", words, _calling(*call)) for words, call in ACTIVATIONS.items()]
     for bug, words, step in steps:
         for op in segment.boundary[-_MOST:]:
             yield _behind([op], segment, bug, words, step)
+        yield from _before(segment, bug, words, step)
+
+
+def _before(segment: Segment, bug: str, words: str, step: Result) -> Iterator[Change]:
+    """Do a step on what an op reads that no op of the segment gave: a tap stands there."""
+    for op in segment.region[:_MOST]:
+        for place in (p for p, (_, made) in zip(op.places, op.inputs, strict=True) if made < 0):
+            said = f"{words} before `{op.op.name}` at {segment.line(op)}"
+            yield Change(said, (), {op.op.number: OpChange(op.op.name, with_operand(place, step))}, bug=bug)
 
 
 def _calling(func: Any, args: Any, kwargs: Any) -> Result:
@@ -138,10 +148,10 @@ def masked(segment: Segment) -> Iterator[Change]:
     masks = {n: v for n, v in segment.inputs.items() if isinstance(v, Tensor) and _is_mask(v)}
     kernels = [op for op in segment.ops if op.op.name.startswith(("_scaled_dot_product", "_softmax", "_safe_softmax"))]
     for name, mask in masks.items():
-        for op in kernels:
+        for op, (which, first) in itertools.product(kernels, (("the", None), ("the first", True), ("the last", False))):
             fused = op.op.name.startswith("_scaled")
-            call = _attending(mask) if fused else _scoring(mask)
-            words = f"the mask `{name}` on the keys of `{op.op.name}` at {segment.line(op)}"
+            call = _attending(mask, first) if fused else _scoring(mask, first)
+            words = f"the mask `{name}` on {which} keys of `{op.op.name}` at {segment.line(op)}"
             yield Change(words, (), {op.op.number: OpChange(op.op.name, call)}, bug="mask_ignored", roots=(mask,))
     for name, mask in masks.items():
         ops = [op for op in (*segment.boundary, *segment.region) if op.value is not None]
@@ -156,18 +166,25 @@ def _is_mask(value: Tensor) -> bool:
     return value.dtype == torch.bool or bool(((value == 0) | (value == 1)).all())
 
 
-def _rows(mask: Tensor, batch: int, length: int) -> Tensor:
-    """Return a mask as [B, L], bool; a mask of one row or of fewer samples than the batch is repeated."""
+def _rows(mask: Tensor, batch: int, length: int, first: bool | None) -> Tensor:
+    """Return a mask as [B, L], bool; a mask of one row or of fewer samples than the batch is repeated.
+
+    `first`: it is for the first keys or the last, since text is joined with video; None: for all of them.
+    """
     rows = mask.reshape(-1, mask.shape[-1]).bool()
+    if first is not None and (others := length - rows.shape[-1]) > 0:
+        rows = F.pad(rows, (0, others) if first else (others, 0), value=True)
+    elif first is not None:
+        raise RuntimeError("the mask is for all keys")
     if rows.shape[-1] != length or batch % len(rows) or not bool(rows.any(-1).all()) or bool(rows.all()):
         raise RuntimeError("the mask is for other keys")
     return rows.repeat(batch // len(rows), 1)
 
 
-def _attending(mask: Tensor) -> Callable[[Call], Call]:
+def _attending(mask: Tensor, first: bool | None) -> Callable[[Call], Call]:
     def call(held: Call) -> Call:
         q, k = held[1][0], held[1][1]
-        keep = _rows(mask, q.shape[0], k.shape[-2])[:, None, None, :]
+        keep = _rows(mask, q.shape[0], k.shape[-2], first)[:, None, None, :]
         bias = torch.zeros(keep.shape, dtype=q.dtype, device=q.device).masked_fill_(~keep, -math.inf)
         # A CPU kernel wants the mask as a keyword, the others as the argument behind the values.
         return held[0], held[1], {**held[2], "attn_mask": bias.expand(*q.shape[:-1], k.shape[-2])}
@@ -175,10 +192,11 @@ def _attending(mask: Tensor) -> Callable[[Call], Call]:
     return call
 
 
-def _scoring(mask: Tensor) -> Callable[[Call], Call]:
+def _scoring(mask: Tensor, first: bool | None) -> Callable[[Call], Call]:
     def call(held: Call) -> Call:
         scores = held[1][0]
-        keep = _rows(mask, scores.shape[0], scores.shape[-1]).view(-1, *[1] * (scores.dim() - 2), scores.shape[-1])
+        rows = _rows(mask, scores.shape[0], scores.shape[-1], first)
+        keep = rows.view(-1, *[1] * (scores.dim() - 2), scores.shape[-1])
         least = torch.finfo(scores.dtype).min
         return held[0], (scores.masked_fill(~keep, least), *held[1][1:]), held[2]
 

@@ -17,6 +17,7 @@ _KINDS = {
     "activation": ("silu", "gelu", "sigmoid", "tanh", "_softmax"),
     "trigonometric": ("cos", "sin", "exp"),
 }
+_APART = "torch adds a linear layer's bias in a second op where its input is not contiguous: `.contiguous()` before it"
 _WIDTH = {"float64": 3, "float32": 2, "complex64": 2, "complex128": 3, "float16": 1, "bfloat16": 1}
 
 
@@ -41,6 +42,7 @@ def likely_causes(
         found.append(explained.repairs[judged.name].sentence())
     if nearest is not None and nearest.explains:
         found.append(nearest.words())
+        found += [_APART] if nearest.kind == "split" else []
     found += [words for _, words in explained.signatures.get(judged.name, [])[:1]]
     if place is not None:
         found += place.words()
@@ -70,6 +72,8 @@ def _dtype(evidence: Evidence) -> str:
 
 def _precision(reference: Mapping[str, int], native: Mapping[str, int]) -> list[str]:
     """Compare in which dtypes the two sides ran each kind of op in the segment."""
+    if by_hand := _by_hand(reference, native):
+        return [by_hand]
     out = []
     for kind, ops in _KINDS.items():
         r, n = _widths(reference, ops), _widths(native, ops)
@@ -78,6 +82,18 @@ def _precision(reference: Mapping[str, int], native: Mapping[str, int]) -> list[
         elif r and n and (lost := _only(r, n)):
             out.append(f"{kind}: the reference runs {lost}")
     return out
+
+
+def _by_hand(reference: Mapping[str, int], native: Mapping[str, int]) -> str:
+    """Say that only one side takes a softmax of its own in 16 bits where the other calls a fused kernel."""
+    sides = (native, reference, ("native", "reference")), (reference, native, ("reference", "native"))
+    for here, there, words in sides:
+        low = [d for d in _widths(here, ("_softmax", "_safe_softmax")) if _WIDTH[d] == 1]
+        fused = any(key.startswith("_scaled_dot_product") for key in there)
+        if low and fused and not _widths(there, ("_softmax", "_safe_softmax")):
+            kernel = f"the {words[1]} calls a fused kernel, which keeps scores in float32"
+            return f"attention by hand: the softmax runs in {low[0]} in the {words[0]}, {kernel}"
+    return ""
 
 
 def _widths(counts: Mapping[str, int], ops: Sequence[str]) -> Counter[str]:

@@ -105,7 +105,7 @@ def _seen(ours: Trace, theirs: Trace, inputs: Inputs, tap: Tap, taps: Sequence[T
 
 
 def _channels_last(value: Tensor, tap: Tap, valid: Tensor | None) -> Tensor:
-    real = torch.view_as_real(value).flatten(-2) if value.is_complex() else value
+    real = torch.view_as_real(value.resolve_conj()).flatten(-2) if value.is_complex() else value
     moved = real.double().movedim(tap.channel_dim, -1) if real.dim() else real.double().reshape(1)
     if valid is None:
         return moved

@@ -109,7 +109,7 @@ class _Search:
 
     def _rows(self, value: Tensor) -> Tensor:
         kept = value if self.target.valid is None else value[self.target.valid.expand(value.shape)]
-        wide = torch.view_as_real(kept) if kept.is_complex() else kept
+        wide = torch.view_as_real(kept.resolve_conj()) if kept.is_complex() else kept
         return wide.double().flatten()
 
     def _norm(self, difference: Tensor) -> float:

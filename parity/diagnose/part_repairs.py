@@ -37,7 +37,7 @@ def found_factor(op: OpValue, wanted: Tensor, line: str, bug: str) -> Change:
     """
     found: list[float] = []
     words = f"the second operand of `add` times {{0:.6g}} at {line}"
-    return Change(words, (), {op.op.number: OpChange("add", with_found_factor(wanted, found))}, found, bug)
+    return Change(words, (), {op.op.number: OpChange(op.op.name, with_found_factor(wanted, found))}, found, bug)
 
 
 def factor_changes(additions: Sequence[OpValue], groups: Iterable[Mapping[int, Any]]) -> Iterator[Change]:
@@ -49,7 +49,7 @@ def factor_changes(additions: Sequence[OpValue], groups: Iterable[Mapping[int, A
             held: list[Tensor] = []
             part = OpChange("slice", result=remembered(held))
             words = f"part {position} of {len(group)} times operand {place + 1} of `add` at {op.op.source}"
-            ops = {number: part, op.op.number: OpChange("add", with_factor(place, held))}
+            ops = {number: part, op.op.number: OpChange(op.op.name, with_factor(place, held))}
             yield Change(words, (), ops, bug="gate_missing")
 
 

@@ -119,9 +119,22 @@ def ends_of(ops: Sequence[OpValue]) -> list[int]:
     return [op.number for op in alike if op.number not in read]
 
 
+def innocent(ops: Sequence[OpValue], others: Values) -> int:
+    """Return the bits of the ops that make a value the other side has: what only one has of them is laid out otherwise.
+
+    The table that turns k rightly is not what turns q wrongly.
+    """
+    bits = 0
+    for op in ops:
+        bits |= op.op.inputs if others.has(op.value) else 0
+    return bits
+
+
 def first_unmatched(ops: Sequence[OpValue], others: Values) -> OpValue | None:
     """Return the first op on the way back that reads a value both sides have."""
     region = unmatched(ops, others)
+    free = innocent(ops, others)
+    region = {n: op for n, op in region.items() if not op.op.bit & free} or region
     # Where data both sides have enters is where they part; a table may merely be laid out otherwise.
     entered = [n for n, op in region.items() if any(made < 0 or others.has(value) for value, made in op.inputs)]
     return region[min(entered or region)] if region else None

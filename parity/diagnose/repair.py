@@ -20,6 +20,7 @@ from parity.diagnose.faulty import Faulty
 from parity.diagnose.grafts import Graft, Grafter
 from parity.diagnose.inserts import inserted, instead, masked, never_run, turned
 from parity.diagnose.left_out import left_out
+from parity.diagnose.operand_repairs import other_operands
 from parity.diagnose.part_repairs import changes_of_parts, factor_changes, found_factor
 from parity.diagnose.repaired import Repair
 from parity.diagnose.repairs import changes_of_ops
@@ -87,7 +88,7 @@ class RepairShop:
         focus = None if graft is None else segment.behind(graft.ops)
         told = graft is not None and graft.tells
         # What a set of values tells needs no long search for what else would restore the tap.
-        since = started - (self.seconds - _SHORT if told else 0.0)
+        since = time.process_time() - (self.seconds - _SHORT) if told else started
         found = self._searched(tap, segment, self._changes(tap, segment, focus), since)
         if found is None and graft is not None and told:
             return Repair(graft.change.words, self.draw.before[tap.name], graft.after, graft.bug)
@@ -168,6 +169,7 @@ class RepairShop:
         yield from masked(segment)
         yield from turned(segment)
         yield from changes_of_parts(segment)
+        yield from other_operands(segment)
         # The key map may be wrong; values of two modules that are exchanged are values both sides have.
         yield from exchanged_modules([n for n in segment.read if n not in self.wrong], segment.held)
         yield from self._gates(segment)
@@ -178,7 +180,7 @@ class RepairShop:
         if not self.draw.of.lora:
             return
         last = segment.region[-1] if segment.region else None
-        if last is not None and last is segment.ops[-1] and last.op.name == "add":
+        if last is not None and last is segment.ops[-1] and last.op.base == "add":
             whole = self._wanted(tap)
             if whole is not None:
                 yield found_factor(last, whole, segment.line(last), "lora_scale")
@@ -187,8 +189,8 @@ class RepairShop:
     def _gates(self, segment: Segment) -> Iterable[Change]:
         region, last = segment.region, max((op.op.number for op in segment.ops), default=0)
         groups = [g for g in self.native.slices if len(g) > 1 and min(g) <= last][-3:]
-        yield from factor_changes([op for op in region if op.op.name == "add"], groups)
-        if not self.draw.of.lora and region and segment.ops[-1] is region[-1] and region[-1].op.name == "add":
+        yield from factor_changes([op for op in region if op.op.base == "add"], groups)
+        if not self.draw.of.lora and region and segment.ops[-1] is region[-1] and region[-1].op.base == "add":
             whole = self._wanted(segment.tap)
             if whole is not None:
                 yield found_factor(region[-1], whole, segment.line(region[-1]), "number")

@@ -47,10 +47,10 @@ def op_changes(op: OpValue, segment: Segment, generic: bool) -> Iterator[Change]
 
 
 def _op_changes(op: OpValue, segment: Segment) -> Iterator[Change]:
-    name, number, line = op.op.name, op.op.number, segment.line(op)
+    name, number, line = op.op.base, op.op.number, segment.line(op)
 
     def change(bug: str, words: str, call: Callable[[Call], Call] | None = None, result: Any = None) -> Change:
-        return Change(f"{words} at {line}", (), {number: OpChange(name, call, result)}, bug=bug)
+        return Change(f"{words} at {line}", (), {number: OpChange(op.op.name, call, result)}, bug=bug)
 
     if name in _EPS_AT:
         others = dict.fromkeys((*segment.small_numbers, *_EPS))
@@ -59,6 +59,9 @@ def _op_changes(op: OpValue, segment: Segment) -> Iterator[Change]:
         yield from _activation(name, change)
     elif name.startswith("_scaled_dot_product"):
         yield from _attention(name, change)
+    elif name in ("bmm", "baddbmm") and segment.softened(op):
+        for words, power in (("head_dim^-0.5", -0.5), ("head_dim^0.5", 0.5)):
+            yield change("softmax_scale", f"the scores times {words}", _scores_scaled(name, power))
     elif name in ("mul", "add", "sub", "div", "pow"):
         yield from _arithmetic(op, segment, change)
     elif name in _OTHER:
@@ -92,8 +95,13 @@ def _attention(name: str, change: Make) -> Iterator[Change]:
         yield change("causality", f"{'causal' if causal else 'full'} attention", with_argument(place, causal))
 
 
+def _scores_scaled(name: str, power: float) -> Callable[[Call], Call]:
+    """Scale the product of queries and keys; `baddbmm` has its operands behind what it adds to them."""
+    return with_operand(int(name == "baddbmm"), lambda t: t * t.shape[-1] ** power)
+
+
 def _arithmetic(op: OpValue, segment: Segment, change: Make) -> Iterator[Change]:
-    name = op.op.name
+    name = op.op.base
     if op.scalars:
         yield from _numbers(op, segment, change)
         return
@@ -116,7 +124,7 @@ def _arithmetic(op: OpValue, segment: Segment, change: Make) -> Iterator[Change]
 
 
 def _numbers(op: OpValue, segment: Segment, change: Make) -> Iterator[Change]:
-    name, held = op.op.name, op.scalars[0]
+    name, held = op.op.base, op.scalars[0]
     bug = _of_number(op, segment)
     theirs = [n for n in segment.numbers(name) if n != held]
     if name == "pow":
@@ -126,7 +134,7 @@ def _numbers(op: OpValue, segment: Segment, change: Make) -> Iterator[Change]:
         yield change(bug, f"no {held:g} in `{name}`", only(0))
     if name in ("add", "sub"):
         if 0 < held < 1e-2:
-            for eps in dict.fromkeys((*segment.small_numbers, *_EPS)):
+            for eps in (e for e in dict.fromkeys((*segment.small_numbers, *_EPS)) if e != held):
                 yield change("norm_eps", f"{eps:g} for {held:g} in `{name}`", with_number(_always(eps)))
         yield from (change(bug, f"{n:g} for {held:g} in `{name}`", with_number(_always(n))) for n in theirs[:4])
         if held:
@@ -139,21 +147,21 @@ def _numbers(op: OpValue, segment: Segment, change: Make) -> Iterator[Change]:
 
 def _of_number(op: OpValue, segment: Segment) -> str:
     """Name what a wrong number in an op is."""
-    if op.op.name in ("add", "sub") and 0 < op.scalars[0] < 1e-2:
+    if op.op.base in ("add", "sub") and 0 < op.scalars[0] < 1e-2:
         return "norm_eps"
     if segment.makes_angles(op) and not segment.attends and _is_narrow(op, segment):
         return "timestep_scale"
     if segment.makes_angles(op):
-        return "rope_offset" if op.op.name in ("add", "sub") else "frequencies"
-    if segment.scores(op) or (segment.attends and op.op.name in ("mul", "div") and segment.turns(op)):
+        return "rope_offset" if op.op.base in ("add", "sub") else "frequencies"
+    if segment.scores(op) or (segment.attends and op.op.base in ("mul", "div") and segment.turns(op)):
         return "softmax_scale"
     return "number"
 
 
 def _is_narrow(op: OpValue, segment: Segment) -> bool:
     """Say whether an op scales what angles are made of, before it is spread over frequencies."""
-    waves = [o.value.elements for o in segment.ops if o.op.name in ("cos", "sin") and o.value is not None]
-    scales = op.op.name in ("mul", "div") and op.value is not None
+    waves = [o.value.elements for o in segment.ops if o.op.base in ("cos", "sin") and o.value is not None]
+    scales = op.op.base in ("mul", "div") and op.value is not None
     return bool(waves) and scales and op.value is not None and op.value.elements < min(waves)
 
 
@@ -176,7 +184,7 @@ def _joined(op: OpValue, segment: Segment, change: Make) -> Iterator[Change]:
 
 def _of_waves(op: OpValue, segment: Segment) -> bool:
     """Say whether an op joins sines and cosines themselves."""
-    waves = {o.op.number for o in segment.ops if o.op.name in ("cos", "sin")}
+    waves = {o.op.number for o in segment.ops if o.op.base in ("cos", "sin")}
     return bool(op.inputs) and all(made in waves for _, made in op.inputs)
 
 

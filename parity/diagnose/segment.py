@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from parity.diagnose.places import ends_of, unmatched
+from parity.diagnose.places import ends_of, innocent, unmatched
 from parity.diagnose.side_ops import SideOps
 from parity.execution.changes import Change
 from parity.execution.op_values import OpValue, values_of
@@ -17,7 +17,7 @@ from parity.execution.tap import Inputs, Tap
 
 _KERNELS = ("_scaled_dot_product", "_softmax", "_safe_softmax")
 _NORMS = ("native_layer_norm", "native_group_norm", "_fused_rms_norm")
-_ANGLES = frozenset({"cos", "sin", "polar", "cos_", "sin_"})
+_ANGLES = frozenset({"cos", "sin", "polar"})
 
 
 @dataclass
@@ -52,10 +52,15 @@ class Segment:
 
     @cached_property
     def suspects(self) -> list[OpValue]:
-        """The region, those ops first that read a value both sides have: what is behind them differs by them."""
+        """The region, those ops first that read a value both sides have: what is behind them differs by them.
+
+        Last come those that make a value both sides have.
+        """
         values = values_of(self.theirs)
+        free = innocent(self.ops, values)
         entries = [op for op in self.region if any(made < 0 or values.has(value) for value, made in op.inputs)]
-        return [*entries, *(op for op in self.region if op not in entries)]
+        ordered = [*entries, *(op for op in self.region if op not in entries)]
+        return sorted(ordered, key=lambda op: bool(op.op.bit & free))
 
     @cached_property
     def their_region(self) -> list[OpValue]:
@@ -133,19 +138,19 @@ class Segment:
 
     def numbers(self, name: str) -> list[float]:
         """Return the numbers the reference calls such ops with, those first that it alone has."""
-        found = [s for ops in (self.their_region, self.theirs) for op in ops if op.op.name == name for s in op.scalars]
+        found = [s for ops in (self.their_region, self.theirs) for op in ops if op.op.base == name for s in op.scalars]
         return list(dict.fromkeys(found))
 
     @cached_property
     def small_numbers(self) -> list[float]:
         """Return what the reference adds before it divides: its eps."""
-        ops = [op for op in self.theirs if op.op.name in ("add", *_NORMS)]
+        ops = [op for op in self.theirs if op.op.base in ("add", *_NORMS)]
         return list(dict.fromkeys(s for op in ops for s in op.scalars if 0 < s < 1e-2))
 
     @cached_property
     def _angle_bits(self) -> tuple[int, int]:
         """Return the ops that make angles, and those that take their sine or cosine."""
-        turning = [op.op for op in self.ops if op.op.name in _ANGLES]
+        turning = [op.op for op in self.ops if op.op.base in _ANGLES]
         return sum_bits(op.inputs for op in turning), sum_bits(op.bit for op in turning)
 
     @cached_property
@@ -165,6 +170,10 @@ class Segment:
         """Say whether an op takes sines and cosines, or what comes of them, towards an attention kernel."""
         taken = bool(op.op.inputs & self._angle_bits[1]) or bool(op.op.bit & self._angle_bits[1])
         return taken and bool(op.op.bit & self._kernel_bits)
+
+    def softened(self, op: OpValue) -> bool:
+        """Say whether a softmax is taken of what an op gives."""
+        return bool(op.op.bit & self._kernel_bits)
 
     def scores(self, op: OpValue) -> bool:
         """Say whether an op stands between a product of queries and keys and its softmax."""

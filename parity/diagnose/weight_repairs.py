@@ -26,6 +26,12 @@ def parameter_changes(names: Sequence[str], held: Mapping[str, Tensor], heads: i
 def other_forms(names: Sequence[str], held: Mapping[str, Tensor], heads: int = 0) -> Iterator[Change]:
     """List other forms of the parameters a segment reads: transposed, reordered, scaled."""
     for name in names:
+        weight, bias = held[name], held.get(name.removesuffix("weight") + "bias")
+        if name.endswith(".weight") and bias is not None and weight.dim() > 1 and len(bias) == len(weight):
+            orders = _orders(weight.detach(), 0, "rows", heads), _orders(bias.detach(), 0, "values", heads)
+            for (bug, words, new), (_, _, beside) in zip(*orders, strict=True):
+                yield Change(f"{name} and its bias {words}", ((weight, new), (bias, beside)), bug=bug)
+    for name in names:
         p = held[name]
         for bug, words, new in _forms(p, heads):
             yield Change(f"{name} {words}", ((p, new),), bug=bug)
@@ -72,19 +78,28 @@ def _forms(p: Tensor, heads: int) -> Iterator[tuple[str, str, Tensor]]:
         yield "weights_shifted", "plus 1", p + 1
         yield "weights_shifted", "less 1", p - 1
     for dim in range(min(p.dim(), 2)):
-        size, axis = p.shape[dim], ("rows" if p.dim() > 1 else "values", "columns")[dim]
-        for parts in (2, 3, 6):
-            if size % parts == 0 and size > parts:
-                reversed_chunks = torch.cat(p.chunk(parts, dim)[::-1], dim)
-                yield "weights_order", f"with its {parts} chunks of {axis} reversed", reversed_chunks
-        if size % 2 == 0 and size > 2:
-            pairs = p.unflatten(dim, (2, size // 2)).transpose(dim, dim + 1).flatten(dim, dim + 1)
-            yield "weights_order", f"with its halves of {axis} interleaved", pairs
-            halves = p.unflatten(dim, (size // 2, 2)).transpose(dim, dim + 1).flatten(dim, dim + 1)
-            yield "weights_order", f"with its pairs of {axis} taken apart into halves", halves
-        if heads > 1 and size % heads == 0:
-            each = size // heads
-            yield from (("head_order", f"rolled by {s} heads of {axis}", p.roll(s * each, dim)) for s in (1, -1))
-            within = p.unflatten(dim, (each, heads)).transpose(dim, dim + 1).flatten(dim, dim + 1)
-            yield "head_order", f"with {axis} ordered by head first", within
+        yield from _orders(p, dim, ("rows" if p.dim() > 1 else "values", "columns")[dim], heads)
     yield from (("weights_scaled", f"times {c:g}", p * c) for c in (-1.0, 2.0, 0.5))
+
+
+def _orders(p: Tensor, dim: int, axis: str, heads: int) -> Iterator[tuple[str, str, Tensor]]:
+    """List other orders of a parameter along a dim."""
+    size = p.shape[dim]
+    for parts in (2, 3, 6):
+        if size % parts == 0 and size > parts:
+            reversed_chunks = torch.cat(p.chunk(parts, dim)[::-1], dim)
+            yield "weights_order", f"with its {parts} chunks of {axis} reversed", reversed_chunks
+    if size % 2 == 0 and size > 2:
+        pairs = p.unflatten(dim, (2, size // 2)).transpose(dim, dim + 1).flatten(dim, dim + 1)
+        yield "weights_order", f"with its halves of {axis} interleaved", pairs
+        halves = p.unflatten(dim, (size // 2, 2)).transpose(dim, dim + 1).flatten(dim, dim + 1)
+        yield "weights_order", f"with its pairs of {axis} taken apart into halves", halves
+    if heads > 1 and size % heads == 0:
+        each = size // heads
+        yield from (("head_order", f"rolled by {s} heads of {axis}", p.roll(s * each, dim)) for s in (1, -1))
+        within = p.unflatten(dim, (each, heads)).transpose(dim, dim + 1).flatten(dim, dim + 1)
+        yield "head_order", f"with {axis} ordered by head first", within
+    if heads > 1 and size % (3 * heads) == 0:
+        for words, cut in (("[heads, 3, head_dim]", (3, heads, -1)), ("[3, heads, head_dim]", (heads, 3, -1))):
+            turned = p.unflatten(dim, cut).transpose(dim, dim + 1).flatten(dim, dim + 2)
+            yield "head_order", f"with its {axis} as {words}", turned

@@ -71,13 +71,16 @@ class ChangedForward(OpNumbers):
         """Run one op, changed or on changed parameters."""
         if self._instead:
             args, kwargs = _pytree.tree_map(self._seen, (args, kwargs))
-        change = self._ops.get(number)
-        if change is None or rule_of(func).short != change.name:
+        change, rule = self._ops.get(number), rule_of(func)
+        if change is None or rule.short != change.name:
             return func(*args, **kwargs)
+        written = args[0] if 0 in rule.writes and isinstance(args[0], Tensor) else None
         if change.call is not None:
             func, args, kwargs = change.call((func, args, kwargs))
         out = func(*args, **kwargs)
-        return out if change.result is None else change.result(out)
+        out = out if change.result is None else change.result(out)
+        # What an op in place wrote is read again, not what it returned.
+        return out if written is None or out is written else written.copy_(out)
 
     def _seen(self, held: Any) -> Any:
         """Return what stands for a parameter, or for a view of one."""

@@ -39,7 +39,7 @@ class KeptValues:
         small = size <= _SMALL and len(self._small) * _SMALL < self._room
         if not small and size > self._left:
             return
-        real = torch.view_as_real(value) if value.is_complex() else value
+        real = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
         (self._small if small else self._windows[-1])[number, place] = real.clone()
 
     def reached(self, tap: str, cone: int) -> None:

@@ -20,6 +20,7 @@ from parity.execution.storage import bits, is_float
 
 SPLITS = frozenset({"split", "split_with_sizes", "unbind", "chunk"})
 _CLOSE = 1e-9
+_MASKED = 1e30
 
 
 PARTS = (2, 3, 4)
@@ -231,21 +232,31 @@ class OpShadow(Shadow):
 
     def _fingerprint(self, tensor: Tensor) -> Fingerprint | None:
         high = self.high(tensor)
-        high = torch.view_as_real(high) if high.is_complex() else high
+        high = torch.view_as_real(high.resolve_conj()) if high.is_complex() else high
         return fingerprint(high)
 
 
 def fingerprint(value: Tensor) -> Fingerprint | None:
-    """Return a float64 value's fingerprint, None where it is not finite."""
+    """Return a float64 value's fingerprint, None where it is not finite.
+
+    What a mask puts in the place of scores (-inf, the least number of a dtype) counts as -1: beside it nothing else
+    would show.
+    """
+    found = _measured(value)
+    if math.isnan(found.norm) or found.norm <= _MASKED:
+        return found if math.isfinite(found.norm) else None
+    marks = torch.where(value.abs() > _MASKED, value.sign(), value)
+    return found if math.isfinite((found := _measured(marks)).norm) else None
+
+
+def _measured(value: Tensor) -> Fingerprint:
     elements, pieces = value.numel(), _pieces(value)
     if pieces == 1:
-        norm, total = float(torch.linalg.vector_norm(value)), float(value.sum())
-        return Fingerprint(elements, norm, total) if math.isfinite(norm) and math.isfinite(total) else None
+        return Fingerprint(elements, float(torch.linalg.vector_norm(value)), float(value.sum()))
     cut = value.reshape(pieces, -1)
     norms, totals = torch.linalg.vector_norm(cut, dim=1).tolist(), cut.sum(1).tolist()
     rows = tuple((n * n, t) for n, t in zip(norms, totals, strict=True))
-    norm, total = math.sqrt(sum(n for n, _ in rows)), sum(totals)
-    return Fingerprint(elements, norm, total, rows) if math.isfinite(norm) and math.isfinite(total) else None
+    return Fingerprint(elements, math.sqrt(sum(n for n, _ in rows)), sum(totals), rows)
 
 
 def _pieces(value: Tensor) -> int:

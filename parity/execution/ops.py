@@ -90,6 +90,11 @@ class Op:
     module: int = 0
 
     @property
+    def base(self) -> str:
+        """What is computed, in place or not: `add` for `add_`."""
+        return self.name.removesuffix("_")
+
+    @property
     def bit(self) -> int:
         """The op as a set of one."""
         return 1 << self.number

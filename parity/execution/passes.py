@@ -113,7 +113,8 @@ class Runner:
         if missing:
             raise TapError(
                 f"{self.side}: {len(missing)} of {len(self.taps)} taps were never reached: {', '.join(missing[:6])}\n"
-                "the module is not called in this forward (another branch, or compiled away); mend its path in the pair"
+                f"the {self.side} has these modules and does not call them in this forward: a step it leaves out, "
+                "another branch,\nor compiled away; take the taps out of the pair to judge the rest"
             )
 
 

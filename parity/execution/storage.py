@@ -206,7 +206,7 @@ def _covers(tensor: Tensor) -> bool:
 
 
 def _flat(high: Tensor) -> Tensor:
-    real = torch.view_as_real(high) if high.is_complex() else high
+    real = torch.view_as_real(high.resolve_conj()) if high.is_complex() else high
     return real.as_strided((real.numel(),), (1,), 0)
 
 

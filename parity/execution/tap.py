@@ -44,6 +44,22 @@ def permuted(*dims: int) -> Layout:
     return Layout(f"permute{dims}", lambda v, s: v.permute(dims), lambda v, s: v.permute(inverse))
 
 
+def per_frame() -> Layout:
+    """Return the layout where one side counts frames as samples: a convolution of images over a video.
+
+    Shapes: [B F, C, H, W] against [B, C, F, H, W] or tokens [B, S, C], either way.
+    """
+    return Layout("per frame", _per_frame, _per_frame)
+
+
+def _per_frame(v: Tensor, s: torch.Size) -> Tensor:
+    if v.dim() == 3:
+        return v.reshape(s[0], -1, s[1]).mT.reshape(s)
+    if len(s) == 3:
+        return v.flatten(2).mT.reshape(s)
+    return v.transpose(1, 2).reshape(s) if v.dim() == 5 else v.reshape(s[0], s[2], s[1], *s[3:]).transpose(1, 2)
+
+
 SAME = Layout("same", lambda v, s: v, lambda v, s: v)
 
 

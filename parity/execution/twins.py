@@ -42,7 +42,7 @@ class LatticeTwin(Shadow):
         if significand >= 53:
             return high
         if high.is_complex():
-            return torch.view_as_complex(self._rounded(torch.view_as_real(high), significand))
+            return torch.view_as_complex(self._rounded(torch.view_as_real(high.resolve_conj()), significand))
         factor = float(2 ** (53 - significand) + 1)
         grid = high * self.scale
         inner = grid * factor

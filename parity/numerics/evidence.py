@@ -151,7 +151,7 @@ class Arranged:
     def _shown(self, m: Measured, keep: Tensor, low_r: Tensor, low_n: Tensor) -> tuple[Tensor, Tensor]:
         """Return what classic metrics are taken of: whole tensors where nothing is padding, for real indices."""
         if m.reference.is_complex():
-            return torch.view_as_real(m.reference), torch.view_as_real(m.native)
+            return torch.view_as_real(m.reference.resolve_conj()), torch.view_as_real(m.native.resolve_conj())
         if not bool(keep.any()):  # all is padding: a text of no token
             return m.reference.new_zeros(1), m.native.new_zeros(1)
         return (m.reference, m.native) if bool(keep.all()) else (low_r, low_n)

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from torch import Size
+
 from parity.errors import KeyMapError, UsageError
-from parity.scaffold.proposal import KeyProposal, Match
+from parity.scaffold.proposal import KeyProposal, Match, tied
 from parity.scaffold.sides import resolved
 from parity.scaffold.stacks import Group
 from parity.weights.keymap import KeyMap
@@ -43,6 +45,28 @@ def adopted(mapping: str | None, converter: str | None) -> tuple[KeyMap, str, st
 
 def _whole(converter: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
     return lambda state: dict(converter(state))
+
+
+def with_ties_declared(
+    found: tuple[KeyMap, str, str], ties: Mapping[str, str], reference: Mapping[str, Size]
+) -> tuple[KeyMap, str, str]:
+    """Return an existing map that declares the reference's second names of tensors that it reads by another name.
+
+    Args:
+        found: the map, its source text and where it is.
+        ties: keys that are another key's memory, with that key.
+        reference: shapes of the reference's tensors.
+    """
+    key_map, text, where = found
+    left = set(key_map.draft(reference).unmatched) if ties else set()
+    names = {key: {key, owner, *(k for k, o in ties.items() if o == owner)} for key, owner in ties.items()}
+    names.update({owner: names[key] for key, owner in ties.items()})
+    second = {key: min(names[key] - left) for key in names if key in left and names[key] - left}
+    if not second:
+        return found
+    lines = [tied(key, owner) for key, owner in second.items()]
+    declared = KeyMap((*(line.rule for line in lines), *key_map.rules), key_map.function)
+    return declared, f"{text[:-1]}, {', '.join(line.text for line in lines)})", where
 
 
 def adopted_keys(

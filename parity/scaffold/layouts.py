@@ -13,7 +13,7 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
-from parity.execution.tap import SAME, Layout, permuted, reshaped
+from parity.execution.tap import SAME, Layout, per_frame, permuted, reshaped
 
 AGREES = 1e-3
 """Relative distance up to which two values are one: float32 rounding and float32 tables, never another function."""
@@ -86,6 +86,8 @@ def layouts_between(reference: Tensor, native: Tensor) -> Iterator[tuple[Layout,
             yield _TOKENS_LAST
         if len(n) == 3 and len(r) in (4, 5) and n[-1] == r[1]:
             yield _TOKENS_FIRST
+        if _folds(r, n) or _folds(n, r):
+            yield per_frame(), "per_frame()"
         if 2 <= len(r) == len(n) <= 5 and sorted(r) == sorted(n):
             for dims in permutations(range(len(n))):
                 if list(dims) != sorted(dims) and torch.Size(n[d] for d in dims) == r:
@@ -94,6 +96,14 @@ def layouts_between(reference: Tensor, native: Tensor) -> Iterator[tuple[Layout,
         yield _ONE_PER_TOKEN
     elif len(n) == len(r) + 1 and r[:1] == n[:1] and n[2:] == r[1:]:
         yield _ONE_PER_SAMPLE
+
+
+def _folds(frames: torch.Size, other: torch.Size) -> bool:
+    """Say whether the first could be the other with its frames counted as samples. Shapes: [B F, C, H, W], any."""
+    if len(frames) != 4 or frames[0] == other[0] or frames[0] % max(1, other[0]):
+        return False
+    channels = {3: -1, 5: 1}.get(len(other))
+    return channels is not None and frames[1] == other[channels]
 
 
 _TEXTS = {

@@ -157,6 +157,11 @@ def _sized(sizes: tuple[int, ...] | None) -> str:
     return "" if sizes is None else f", sizes={sizes}"
 
 
+def tied(key: str, owner: str) -> Line:
+    """Return the declaration of a reference key that is another key's memory."""
+    return _tied(reference_only, key, owner)
+
+
 def _tied(make: object, key: str, owner: str) -> Line:
     reason = f"tied to {owner}"
     rule = reference_only if make is reference_only else native_only

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from parity.errors import KeyMapError, ParityError, UsageError
 from parity.pair import Build
-from parity.scaffold.adopt import adopted, adopted_keys
+from parity.scaffold.adopt import adopted, adopted_keys, with_ties_declared
 from parity.scaffold.confirm import confirmed
 from parity.scaffold.inputs import Arguments, Proposed, arguments_of, proposed_inputs
 from parity.scaffold.keys import propose_keys
@@ -129,7 +129,10 @@ def _keys(
         untied = _groups(free, trees)
         bare = propose_keys(untied[0], untied[1], value_matches(untied[0], untied[1], *free))
         keys = with_ties(keys, bare, *ties)
-    return (keys if existing is None else adopted_keys(existing, groups[0], groups[1], keys)), bool(known)
+    if existing is not None:
+        shapes = {key: value.shape for key, value in held[0].items()}
+        keys = adopted_keys(with_ties_declared(existing, ties[0], shapes), groups[0], groups[1], keys)
+    return keys, bool(known)
 
 
 def _groups(held: Sequence[Mapping[str, Tensor]], trees: tuple[Tree, Tree]) -> list[list[Group]]:
@@ -233,6 +236,8 @@ def _taps(
     if picked is None:
         return specs, None, ({}, None)
     specs = tuple(masked(spec, trial) for spec in specs)
+    if agrees(trial.output_distance(picked)):  # both are one function: where modules that stand in differ, they are two
+        specs = tuple(spec for spec in specs if spec.by_value)
     try:
         return specs, picked, trial.distances(all_taps(specs), picked)
     except ParityError:

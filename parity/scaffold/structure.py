@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import nn
 
@@ -26,6 +27,23 @@ class Tree:
     model: nn.Module
     stacks: Mapping[str, int]
     paths: Mapping[str, nn.Module]
+
+    def has(self, template: str, number: int) -> bool:
+        """Say whether a block has the module of a path whose block number is left open."""
+        return template.count(HOLE) != 1 or template.replace(HOLE, str(number)) in self._all
+
+    @cached_property
+    def _all(self) -> frozenset[str]:
+        return frozenset(path for path, _ in self.model.named_modules())
+
+    def heads(self, path: str) -> int:
+        """Return the number of heads a module or one around it names, 0 where none does."""
+        while path in self.paths:
+            for name in ("num_heads", "heads", "n_heads", "num_attention_heads"):
+                if isinstance(value := getattr(self.paths[path], name, None), int):
+                    return value
+            path = path.rpartition(".")[0]
+        return 0
 
     def template(self, path: str) -> str:
         """Return a path with its block numbers left open."""

@@ -30,11 +30,18 @@ def layer_name(found: Shared, r: str, n: str) -> str | None:
         return None
     words = {w for path in (r, n) for w in words_of(path.split(".")[0])}
     kinds = {"ffn": "ffn", "cross": "cross_attn", "attn": "self_attn", "mod": "modulation"}
+    if _is_part(found) and {"norm", "mod"} & words:
+        return "modulation"  # a gate, a shift or a scale beside what is normalised
     kind = next((kind for word, kind in kinds.items() if word in words), plain(n.split(".")[0]))
     deep = max(r.count("."), n.count(".")) > 0 and not (set(words) & set(kinds))
     if deep or (is_input and kind == "modulation"):
         return None
     return f"{kind}_in" if is_input else kind
+
+
+def _is_part(found: Shared) -> bool:
+    """Say whether a value is returned beside another one."""
+    return any(p.at == "output" and p.element not in (None, "0") for p in (found.reference, found.native))
 
 
 def _inside_attention(r: str, n: str, is_input: bool) -> bool:
@@ -68,8 +75,10 @@ def _all_words(found: Shared) -> set[str]:
 def _outside_input(found: Shared, path: set[str], final: bool) -> str | None:
     if found.quiet or found.reference.element or found.native.element:
         return None
+    if "mod" in path:
+        return None
     if final:
-        return None if "mod" in path else "final_layer_in"
+        return "final_layer_in"
     if "time" not in path or not {"embed"} & path:
         return None
     return "timestep" if found.value is not None and found.value.value.dim() < 2 else "time_sinusoid"

@@ -33,6 +33,7 @@ class Spec:
         by_value: values agreed in a free run.
         replace, channel_dim, attention, heads: as of `Tap`.
         valid: the input that masks its tokens and the dim it is unsqueezed at, where only valid tokens agree.
+        absent: numbers of the blocks that do not have it.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Spec:
     attention: bool | None = None
     heads: int = 0
     valid: tuple[str, int | None] | None = None
+    absent: frozenset[int] = frozenset()
 
     def taps(self, number: int | None = None) -> Tap:
         """Return the tap itself; of one block inside blocks."""
@@ -85,7 +87,7 @@ def all_taps(specs: Sequence[Spec]) -> tuple[Tap, ...]:
         elif spec.stack in stacks and spec.stack not in done:
             done.add(spec.stack)
             inside = [s for s in specs if s.stack == spec.stack]
-            out += [s.taps(number) for number in range(spec.count) for s in inside]
+            out += [s.taps(number) for number in range(spec.count) for s in inside if number not in s.absent]
     return (*out, Tap("final_output", Point(""), Point(""), replace=False, channel_dim=1))
 
 
@@ -106,7 +108,12 @@ def specs_of(shared: Sequence[Shared], pairs: Mapping[str, str], reference: Tree
         chosen.append(spec)
         if spec.reference.at == "output" and not found.quiet and (spec.name or spec.stack is None):
             kept.append((spec.reference.module or "", spec.native.module or ""))
-    return _unique(_with_residuals(_in_order(chosen)))
+    specs = _unique(_with_residuals(_in_order(chosen)))
+    return [replace(s, absent=_lacking(s.reference, s, reference) | _lacking(s.native, s, native)) for s in specs]
+
+
+def _lacking(point: Point, spec: Spec, tree: Tree) -> frozenset[int]:
+    return frozenset(n for n in range(spec.count) if not tree.has(point.module or "", n))
 
 
 def _holds_several(path: str, tree: Tree) -> bool:
@@ -173,7 +180,7 @@ def _named(found: Shared, reference: Tree, native: Tree, last: int | None) -> Sp
         name, stack, number, found.reference, found.native, found.layout, found.text, found.order, found.by_value,
         replace=not (is_input and (found.shared or found.quiet)), channel_dim=_channel_dim(found, reference),
         attention=False if is_input and "attn" in name else None,
-        heads=0 if is_input or "attn" not in name else _heads(reference.paths[r]),
+        heads=0 if is_input or "attn" not in name else reference.heads(r),
     )  # fmt: skip
 
 
@@ -190,13 +197,6 @@ def _channel_dim(found: Shared, reference: Tree) -> int:
     module = reference.paths.get(found.reference.module or "")
     channels_first = isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and found.reference.at == "output"
     return 1 if channels_first else -1
-
-
-def _heads(module: nn.Module) -> int:
-    for name in ("num_heads", "heads", "n_heads", "num_attention_heads"):
-        if isinstance(value := getattr(module, name, None), int):
-            return value
-    return 0
 
 
 # --- order ------------------------------------------------------------------------------------------------------------

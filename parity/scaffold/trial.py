@@ -93,6 +93,12 @@ class Trial:
         picked = [output_of(seen.returned) for seen in (self.reference_seen(), self.native_seen())]
         return None if picked[0] is None or picked[1] is None else (picked[0], picked[1])
 
+    def output_distance(self, picked: tuple[Picked, Picked]) -> float:
+        """Return the distance of the outputs of a free run."""
+        runs = self.reference_seen(), self.native_seen()
+        there, here = (pick(seen.returned).float() for (_, pick), seen in zip(picked, runs, strict=True))
+        return distance(here, there)
+
     def distances(self, taps: Sequence[Tap], picked: tuple[Picked, Picked]) -> tuple[dict[str, float], float]:
         """Run the native in lockstep with the reference, and freely.
 

@@ -43,7 +43,7 @@ def _head(proposal: Proposal, text: str) -> Iterator[str]:
 
 _NAMES = {
     "parity.errors": ("UsageError",),
-    "parity.execution.tap": ("Inputs", "Layout", "Point", "Tap", "block_name", "permuted", "reshaped"),
+    "parity.execution.tap": ("Inputs", "Layout", "Point", "Tap", "block_name", "per_frame", "permuted", "reshaped"),
     "parity.pair": ("Build", "ModelPair", "Side", "Source"),
     "parity.weights.draw": ("draw_weights",),
     "parity.weights.keymap": ("KeyMap", "fuse", "native_only", "reference_only", "rename", "split"),

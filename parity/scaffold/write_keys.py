@@ -35,7 +35,12 @@ def _existing(keys: KeyProposal, text: str, source: str) -> Iterator[str]:
         lines = (part.strip() for line in KeyProposal(keys.suggested).lines() for part in _rule(line, 8))
         yield from (part for line in lines for part in comment(line, 4))
     yield f"    from {module} import {name.split('.')[0].removesuffix('()')}"
-    yield from ("", f"    return {text}")
+    yield ""
+    if len(text) + 11 <= WIDTH:
+        yield f"    return {text}"
+    else:
+        head, _, rest = text.partition("(")
+        yield from [f"    return {head}(", *(f"        {part}," for part in _arguments(rest[:-1])), "    )"]
 
 
 def _rule(line: Line, indent: int) -> list[str]:

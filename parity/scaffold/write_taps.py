@@ -18,6 +18,9 @@ def tap_lines(proposal: Proposal) -> Iterator[str]:
     for stack, count in stacks.items():
         yield from ["", "", f"{stack.upper()}S = {count}"]
         yield '"""How many of them the models above have."""'
+    if absent := [block_of(s, n) for s in specs if s.stack for n in sorted(s.absent)]:
+        yield from ["", "ABSENT = (", *(f'    "{name}",' for name in absent), ")"]
+        yield '"""Taps of layers that a block does not have."""'
     yield from ["", "", "def _taps(build: Build) -> tuple[Tap, ...]:"]
     yield '    """Return the taps in execution order."""'
     yield "    return ("
@@ -27,12 +30,21 @@ def tap_lines(proposal: Proposal) -> Iterator[str]:
             yield from _tap(spec, proposal, '"' + spec.name + '"', 8)
         elif spec.stack not in done:
             done.add(spec.stack)
-            yield f"        *(tap for index in range({spec.stack.upper()}S) for tap in _{spec.stack}_taps(index)),"
+            some = any(s.absent for s in specs if s.stack == spec.stack)
+            yield from _all_blocks(spec.stack, *["if tap.name not in ABSENT"] * some)
     final = ['"final_output"', 'Point("")', 'Point("")', "replace=False", "channel_dim=1"]
     yield from _lines(final, _judged(proposal, [OUTPUT], True), 8)
     yield "    )"
     for stack in stacks:
         yield from _stack_taps(stack, [s for s in specs if s.stack == stack], proposal)
+
+
+def _all_blocks(stack: str, *condition: str) -> Iterator[str]:
+    """Yield the line with the taps of all blocks, or several where it is too long."""
+    parts = ["tap", f"for index in range({stack.upper()}S)", f"for tap in _{stack}_taps(index)", *condition]
+    line = f"        *({' '.join(parts)}),"
+    several = ["        *(", *(f"            {part}" for part in parts), "        ),"]
+    yield from [line] if len(line) <= WIDTH else several
 
 
 def _stack_taps(stack: str, specs: Sequence[Spec], proposal: Proposal) -> Iterator[str]:

@@ -337,3 +337,81 @@ def test_a_bug_in_every_block_hides_no_tap() -> None:
 
 def crossed_axes(build: Build) -> nn.Module:
     return longcat.build_native(build, NativeNumerics(rope_axes=(1, 0, 2)))
+
+
+# --- blocks that are not alike, points that only look alike -----------------------------------------------------------
+
+
+class Uneven(nn.Module):
+    """Two blocks, the last of them without a second branch; frames are convolved one by one."""
+
+    def __init__(self, native: bool = False) -> None:
+        super().__init__()
+        self.native = native
+        self.patch = nn.Conv2d(4, 8, 2, 2)
+        self.embedding, self.tied = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+        self.tied.weight = self.embedding.weight
+        self.blocks = nn.ModuleList(UnevenBlock(last) for last in (False, True))
+        self.proj_out = nn.Linear(8, 4)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        x = self.patch(latents.transpose(1, 2).flatten(0, 1)).flatten(2).mT
+        x = self.embedding(x.reshape(len(latents), -1, 8))
+        for block in self.blocks:
+            x = block(x)
+        out: Tensor = self.proj_out(x)
+        return out
+
+
+class UnevenPort(Uneven):
+    """The same; its convolution is one of videos, and nothing is tied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_module("patch", nn.Conv3d(4, 8, (1, 2, 2), (1, 2, 2)))
+        del self.tied
+        self.embedding = nn.Linear(8, 8, bias=False)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        x = self.embedding(self.patch(latents).flatten(2).mT)
+        for block in self.blocks:
+            x = block(x)
+        out: Tensor = self.proj_out(x)
+        return out
+
+
+class UnevenBlock(nn.Module):
+    """A branch, and all but the last a second one."""
+
+    def __init__(self, last: bool) -> None:
+        super().__init__()
+        self.ffn = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+        self.other = None if last else nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.ffn(x)
+        return x if self.other is None else x + self.other(x)
+
+
+def uneven_inputs() -> dict[str, Tensor]:
+    return {"latents": torch.randn(2, 4, 3, 4, 6, generator=torch.Generator().manual_seed(0))}
+
+
+def to_uneven(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    found = {key: value for key, value in state.items() if key != "tied.weight"}
+    return {**found, "patch.weight": state["patch.weight"].unsqueeze(2)}
+
+
+def test_a_last_block_without_a_layer_and_a_second_name_of_a_tensor() -> None:
+    sides = Factory(f"{HERE}:Uneven"), Factory(f"{HERE}:UnevenPort")
+    found = propose(Request("uneven", *sides, converter=f"{HERE}:to_uneven", inputs=f"{HERE}:uneven_inputs"))
+    text = pair_file(found)
+    assert "TODO(pair)" not in text.replace("Lines marked TODO(pair) are open", "")
+    assert 'reference_only(r"tied\\.weight", "tied to embedding.weight")' in text
+    names = [tap.name for tap in all_taps(found.taps)]
+    assert "block0.other" in names
+    assert "block1.other" not in names
+    assert 'ABSENT = (\n    "block1.other_in",\n    "block1.other",\n)' in text
+    assert "if tap.name not in ABSENT" in text
+    assert "layout=per_frame()" in text
+    assert max(found.distances.values()) < 1e-5

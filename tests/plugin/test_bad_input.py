@@ -54,7 +54,7 @@ STOPS: dict[str, tuple[str, list[str]]] = {
     ),
     "never_reached": (
         WITH_TAP + "PAIR = more(Tap('x', Point('out'), Point('blocks')))",
-        ["native: 1 of 11 taps were never reached: x", "mend its path"],
+        ["native: 1 of 11 taps were never reached: x", "does not call them"],
     ),
     "reached_twice": (
         WITH_TAP + "twice = lambda m: m.blocks.append(m.blocks[0])\n"

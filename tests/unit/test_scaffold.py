@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from parity.about import blind_spots
-from parity.execution.tap import Layout, permuted, reshaped
+from parity.execution.tap import Layout, per_frame, permuted, reshaped
 from parity.scaffold.inputs import arguments_of, proposed_inputs, role_of
 from parity.scaffold.keys import fit
 from parity.scaffold.layouts import agreeing, layouts_between
@@ -101,6 +101,19 @@ def test_a_layout_is_found_and_its_text_makes_it(text: str) -> None:
     assert torch.equal(made.forward(MADE[text], X.shape), X)
     assert made.backward is not None
     assert torch.equal(made.backward(X, MADE[text].shape), MADE[text])
+
+
+VIDEO = torch.randn(2, 5, 3, 4, 2, generator=torch.Generator().manual_seed(0))
+FRAMES = VIDEO.transpose(1, 2).flatten(0, 1)
+
+
+@pytest.mark.parametrize("other", [VIDEO, VIDEO.flatten(2).mT], ids=["video", "tokens"])
+def test_frames_may_be_samples_of_one_side(other: Tensor) -> None:
+    for one, two in ((FRAMES, other), (other, FRAMES)):
+        found = agreeing(one, two)
+        assert found is not None
+        assert found.text == "per_frame()"
+        assert torch.equal(per_frame().forward(two, one.shape), one)
 
 
 @pytest.mark.parametrize(("r", "n"), [((2, 5, 3, 4), (2, 12, 5)), ((2, 7, 5), (2, 5)), ((2, 5), (2, 7, 5))])
