@@ -34,11 +34,11 @@ def by_input(target: LoraTarget) -> bool:
 def factors(target: LoraTarget, weight: Tensor) -> Tensor:
     """Return m / |W + s B A|, in float32.
 
-    Shapes: weight [O, I] to [O, 1], or to [1, I] where magnitudes are by input.
+    Shapes: weight [O, I] to [O, 1], or to [1, I] where magnitudes are by input; a kernel is counted to I.
     """
     assert target.magnitude is not None
     dim = 0 if by_input(target) else 1
-    changed = weight.detach().float() + (target.B.float() @ target.A.float()).to(weight.device) * target.scaling
+    changed = weight.detach().float().flatten(1) + (target.B.float() @ target.A.float()).to(weight.device) * target.scaling
     length: Tensor = torch.linalg.vector_norm(changed, dim=dim, keepdim=True)
     return target.magnitude.to(length).reshape(length.shape) / length
 
@@ -46,13 +46,13 @@ def factors(target: LoraTarget, weight: Tensor) -> Tensor:
 def change_of(target: LoraTarget, weight: Tensor) -> Tensor:
     """Return what a target adds to a weight, magnitudes counted, in float64.
 
-    Shapes: weight, result [O, I].
+    Shapes: weight, result [O, I], or with a kernel [O, C, ...].
     """
     delta = target.delta().to(weight.device)
-    if target.magnitude is None:
-        return delta
-    old = weight.detach().double()
-    return (old + delta) * factors(target, weight).double() - old
+    if target.magnitude is not None:
+        old = weight.detach().double().flatten(1)
+        delta = (old + delta) * factors(target, weight).double() - old
+    return delta.reshape(weight.shape)
 
 
 def with_magnitudes(layer: nn.Module, forward: Callable[..., Any], name: str, inputs: bool) -> Callable[..., Any]:
