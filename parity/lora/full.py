@@ -83,6 +83,12 @@ def _place(name: str, change: FullChange, modules: Mapping[str, nn.Module]) -> P
     return None
 
 
+def tensor_of(model: nn.Module, name: str) -> Tensor | None:
+    """Return the tensor a change in full of that name goes to; None where the model has none."""
+    place = _place(name, FullChange(torch.zeros(1)), dict(model.named_modules(remove_duplicate=False)))
+    return None if place is None else place.tensor
+
+
 def _check_shape(place: Place) -> None:
     given, shape = place.change.value.shape, shape_of(place.layer)
     if place.attribute == "weight" and place.kind is not None and (place.tensor is None or quantised(place.layer)):
