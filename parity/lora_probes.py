@@ -56,14 +56,18 @@ class Question:
         sizes = zip(self.starts, self.kernel[1:], self.dilation, strict=True)
         ends = [start + (k - 1) * d + 1 for (start, _), k, d in sizes]
         out = x.new_zeros(len(x), self.kernel[0], *ends)
-        places = [slice(start, None, d) for (start, _), d in zip(self.starts, self.dilation, strict=True)]
-        out[(slice(None), slice(None), *places)] = x.reshape(len(x), *self.kernel)
+        place = out
+        for dim, ((start, _), d) in enumerate(zip(self.starts, self.dilation, strict=True), start=2):
+            place = place.transpose(0, dim)[start::d].transpose(0, dim)
+        place.copy_(x.reshape(len(x), *self.kernel))
         return out
 
     def answer(self, value: Tensor) -> Tensor:
         """Return what the weight made of each row. Shapes: to [N, O]."""
         if self.kind == "convolution":
-            return value[(slice(None), slice(None), *(at for _, at in self.starts))]
+            for _, at in self.starts:
+                value = value.select(2, at)
+            return value
         return value.reshape(-1, value.shape[-1])
 
 

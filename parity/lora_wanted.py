@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from parity.lora.adapter import LoraAdapter, LoraTarget
-from parity.lora.dora import change_of
+from parity.lora.dora import by_input, change_of
 from parity.lora.effects import expected
 from parity.lora.layers import quantised
 from parity.lora_probes import LayerProbes, Question, ids
@@ -73,11 +73,11 @@ def _mistakes(
     question: Question, layers: LayerProbes, layer: nn.Module, target: LoraTarget
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield what is met: magnitudes left out, or taken over the length of the weight without its change."""
-    assert isinstance(layer.weight, Tensor) and target.magnitude is not None
+    assert isinstance(layer.weight, Tensor)
+    assert target.magnitude is not None
     yield "are not used, B @ A is added alone", _changed(question, layers, layer, replace(target, magnitude=None))
     old = layer.weight.detach().double().flatten(1)
-    dim = 0 if target.magnitude.ndim == 2 and target.magnitude.shape[0] == 1 != old.shape[0] else 1
-    length = torch.linalg.vector_norm(old, dim=dim, keepdim=True)
+    length = torch.linalg.vector_norm(old, dim=0 if by_input(target) else 1, keepdim=True)
     factor = target.magnitude.to(length).reshape(length.shape) / length
     delta = target.delta().to(old.device)
     over = _at(question, layers, (old + delta) * factor - old)

@@ -112,11 +112,11 @@ class Recorded:
             return self._adapter(tensors, note)
 
     def _adapter(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> LoraAdapter:
-        def of(path: str, scaling: float, origin: str) -> LoraTarget:
+        def of(path: str, scaling: float, origin: str, embedding: bool = False) -> LoraTarget:
             a, b = (tensors[f"{path}#{n}"].to(self._device) for n in "AB")
-            held = {name: tensors.get(f"{path}#{name}") for name in ("magnitude", "bias")}
-            more = {name: value.to(self._device) for name, value in held.items() if value is not None}
-            return LoraTarget(a, b, float(scaling), str(origin), **more)
+            held = (tensors.get(f"{path}#{name}") for name in ("magnitude", "bias"))
+            magnitude, bias = (None if value is None else value.to(self._device) for value in held)
+            return LoraTarget(a, b, float(scaling), str(origin), magnitude, bias, bool(embedding))
 
         full = {name: tensors[f"{name}#full"].to(self._device) for name in note.get("changes", {})}
         changes = {name: FullChange(value, bool(note["changes"][name])) for name, value in full.items()}

@@ -17,6 +17,7 @@ from torch import nn
 from parity.errors import LoraError
 from parity.lora.adapter import LoraAdapter, LoraTarget
 from parity.lora.beside import weight_of, wrap, wrap_in_full
+from parity.lora.dora import by_input
 from parity.lora.full import Place, places, without_bias, write
 from parity.lora.layers import kind_of, quantised, shape_of
 from parity.lora.merge import KEPT_LIMIT, check_bias, kept_share, merge_into, warn_of_swallowed
@@ -54,9 +55,9 @@ class AppliedReport:
 def applied(model: nn.Module, adapter: LoraAdapter) -> Iterator[AppliedReport]:
     """Wrap the forward of each target: `y + scaling * B(A(x))` with A and B in the weight's dtype.
 
-    On a quantised layer A and B keep their own dtype, at most float32, and the weight stays as it is. What is changed in
-    full stands beside the weight of a linear layer, an embedding or a convolution too; other tensors (norms, tables) and
-    weights that are replaced hold it themselves meanwhile.
+    On a quantised layer A and B keep their own dtype, at most float32, and the weight stays as it is. What is changed
+    in full stands beside the weight of a linear layer, an embedding or a convolution too; other tensors (norms,
+    tables) and weights that are replaced hold it themselves meanwhile.
 
     A and B are non-persistent buffers of their module meanwhile. The model is as it was after exit, whatever happened.
 
@@ -172,8 +173,9 @@ def _check_unmerged(path: str, layer: nn.Module, target: LoraTarget) -> None:
     if kind is None:
         text = f"{path!r} is a {type(layer).__name__}: a change cannot stand beside its weight"
         raise LoraError(f"{text}\nmerge the adapter: parity.lora.apply.merged")
-    if target.magnitude is not None and kind != "linear":
-        raise LoraError(f"{path!r} is no linear layer: magnitudes (DoRA) are merged there\nparity.lora.apply.merged")
+    if target.magnitude is not None and kind == "convolution" and by_input(target):
+        text = f"{path!r} is a convolution: magnitudes (DoRA) of its inputs cannot stand beside its weight"
+        raise LoraError(f"{text}\nmerge the adapter: parity.lora.apply.merged")
 
 
 def _check_mergeable(layers: Layers, full: Mapping[str, Place]) -> None:

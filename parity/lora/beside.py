@@ -28,8 +28,10 @@ def wrap(layer: nn.Module, target: LoraTarget) -> Callable[[], None]:
     name_a, name_b = wrapped.hold("lora_A", target.A), wrapped.hold("lora_B", target.B)
     wrapped.add(lambda x, y: y + added(layer, kind, x, getattr(layer, name_a), getattr(layer, name_b)) * scaling)
     if target.magnitude is not None:
-        name = wrapped.hold("lora_magnitude", factors(target, weight_of(layer)))
-        wrapped.forward(lambda forward: with_magnitudes(layer, forward, name, by_input(target)))
+        factor = along_outputs(layer, kind, factors(target, weight_of(layer)).flatten())
+        name = wrapped.hold("lora_magnitude", factor)
+        inputs = by_input(target) and kind == "linear"  # of an embedding they are those of the width it gives
+        wrapped.forward(lambda forward: with_magnitudes(layer, forward, name, inputs))
     if target.bias is not None:
         _bias(wrapped, layer, target.bias)
     return wrapped.undo

@@ -33,6 +33,7 @@ def fit(lora: LoadedLora, base: Base) -> Fit:
     found = Fit()
     for target in lora.targets.values():
         _place(target, base, found)
+    found.problems += _about_full(lora, base, found)
     found.problems += [*_about_biases(lora, base, found), *_about_missing(found, base), *_about_shapes(found)]
     if not found.matched and not found.wrong:
         text = f"none of the {len(lora.targets)} modules of the LoRA is in the model: loaders would change nothing"
@@ -50,6 +51,21 @@ def _place(target: Target, base: Base, found: Fit) -> None:
             found.turned.add(target.module)
     else:
         found.matched.append(target.module)
+
+
+def _about_full(lora: LoadedLora, base: Base, found: Fit) -> Iterator[Problem]:
+    """Name changes in full whose shape is another than the tensor's, though the sizes fit."""
+    wrong = [text for module in found.matched if (text := _other_shape(lora.targets[module], base))]
+    if wrong:
+        yield error("shape_mismatch", f"{len(wrong)} changes in full have other shapes: {wrong[0]}")
+
+
+def _other_shape(target: Target, base: Base) -> str:
+    there = base.shapes.get(f"{target.module}.weight", base.shapes.get(target.module))
+    for role in ("diff", "diff_m", "set_weight"):
+        if role in target.extras and there is not None and (size := target.extras[role]().shape) != there:
+            return f"{target.module} is {list(size)}, the tensor {list(there)}"
+    return ""
 
 
 def _has_weight(target: Target) -> bool:

@@ -74,7 +74,7 @@ def with_changes(
         if held is None:
             shape = two_dimensional(change.value.shape)
             held = Target(module, shape, scaling_from="assumed", dtype=change.value.dtype)
-        extras = {**held.extras, role: partial(_same, change.value)}
+        extras: dict[str, Callable[[], Tensor]] = {**held.extras, role: partial(_same, change.value)}
         out[module] = replace(held, extras=extras, parameters=held.parameters + size)
     return out
 

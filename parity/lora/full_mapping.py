@@ -53,5 +53,6 @@ def _key(name: str, change: FullChange, plan: KeyPlan) -> str:
         raise LoraError(f"the adapter changes {name!r} in full, which the native lacks: {plan.reference_only[key]}")
     if change.value.shape != shapes[key]:
         given, wanted = list(change.value.shape), list(shapes[key])
-        raise LoraError(f"{name!r}: the change in full is {given}, the tensor {wanted}; the adapter is of another model")
+        text = f"{name!r}: the change in full is {given}, the tensor {wanted}"
+        raise LoraError(f"{text}; the adapter is of another model")
     return key

@@ -15,7 +15,7 @@ from parity.lora.formats.keys import Key, parsed
 from parity.lora.loaded import LoadedLora
 from parity.weights.source import TensorSource
 
-LOW_RANK = ("A", "B", "embedding", "hada", "lokr", "multiplied")
+LOW_RANK = ("A", "B", "hada", "lokr", "multiplied")
 FULL = ("diff", "diff_b", "diff_m", "set_weight")
 
 

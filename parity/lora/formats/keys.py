@@ -42,7 +42,8 @@ SUFFIXES: tuple[tuple[str, str, str], ...] = (
     (rf"\.lora_B\.{_NAME}\.bias", "lora_bias", "named"),
     (rf"\.lora_magnitude_vector(?:\.(?!weight$){_NAME})?(?:\.weight)?", "magnitude", "weight"),
     (r"\.dora_scale", "magnitude", "dora_scale"),
-    (rf"\.lora_embedding_[AB](?:\.{_NAME})?", "embedding", ""),
+    (rf"\.lora_embedding_A(?:\.(?!weight$){_NAME})?(?:\.weight)?", "A", "embedding"),
+    (rf"\.lora_embedding_B(?:\.(?!weight$){_NAME})?(?:\.weight)?", "B", "embedding"),
     (r"\.processor\.(?P<tensor>(?:qkv|proj)_lora\d*)\.down\.weight", "A", "xlabs"),
     (r"\.processor\.(?P<tensor>(?:qkv|proj)_lora\d*)\.up\.weight", "B", "xlabs"),
     (r"(?:\.processor)?\.(?P<old>to_(?:q|k|v|out))_lora\.down\.weight", "A", "old"),
@@ -63,10 +64,14 @@ SUFFIXES: tuple[tuple[str, str, str], ...] = (
     (r"\.diff_b", "diff_b", "full"),
     (r"\.diff_m", "diff_m", "full"),
     (r"\.set_weight", "set_weight", "full"),
-    (r"\.reshape_weight|\.w_norm|\.b_norm", "unsupported", "full"),
+    (r"\.w_norm", "diff", "full"),
+    (r"\.b_norm", "diff_b", "full"),
+    (r"\.reshape_weight", "unsupported", "full"),
     (r"\.lora_[AB]\.weight[_.]scale|\.lora_(?:up|down)\.(?:weight[_.]scale|scale_weight)|\.scale_weight", "scale", ""),
     (r"\.base_layer\.(?:weight|bias)", "base_layer", ""),
 )  # fmt: skip
+_TABLE = ".modulation"
+"""The parameter `.diff_m` is for: `blocks.0.diff_m` changes `blocks.0.modulation`."""
 _SUFFIXES = tuple((re.compile(pattern + r"\Z"), role, style) for pattern, role, style in SUFFIXES)
 
 
@@ -100,10 +105,15 @@ def parsed(key: str) -> Key:
         if (found := pattern.search(key)) and found.start():
             groups = found.groupdict()
             prefix, module = _without_prefix(key[: found.start()] + _old_name(groups.get("old")))
+            module = f"{module}{_TABLE}" if role == "diff_m" and not _has_table(module) else module
             part, tensor = int(groups.get("part") or 0), groups.get("tensor") or ""
             return Key(key, prefix, module, role, style, part, groups.get("name"), tensor)
     prefix, module = _without_prefix(key)
     return Key(key, prefix, module, "plain", "")
+
+
+def _has_table(module: str) -> bool:
+    return module.rpartition(".")[2] == _TABLE[1:]
 
 
 def _old_name(old: str | None) -> str:

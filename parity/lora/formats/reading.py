@@ -56,6 +56,7 @@ class Pair:
     unscaled: bool = False
     rank: int | None = None
     ranks: tuple[int, ...] = ()
+    embedding: bool = False
 
 
 class Reading:
@@ -154,6 +155,7 @@ class Reading:
             self._extras(extras, beside, scale.scaling),
             pair.kernel if pair else (), pair.parts if pair else 1, self.file.source.info(used[0].key).dtype,
             sum(numel(self.file.shape(key)) for key in used if key not in scalars), rank,
+            pair is not None and pair.embedding,
         )  # fmt: skip
 
     def _extras(self, extras: dict[str, Key], beside: Key | None, scaling: float) -> dict[str, Callable[[], Tensor]]:

@@ -14,7 +14,7 @@ from parity.lora.problems import some
 
 
 def pairs_in(
-    lora: LoadedLora, dialect: str, extras: Collection[str] = (), convolutions: bool = False
+    lora: LoadedLora, dialect: str, extras: Collection[str] = (), convolutions: bool = False, embeddings: bool = False
 ) -> Iterator[Target]:
     """Yield the targets, once it is sure that the dialect can hold all of them.
 
@@ -27,6 +27,8 @@ def pairs_in(
             raise LoraFileError("cannot_hold", f"{dialect} cannot hold {', '.join(missing)} of {target.module}")
         if target.kernel and not convolutions:
             raise LoraFileError("cannot_hold", f"{dialect} cannot hold the convolution {target.module}")
+        if target.embedding and not embeddings:
+            raise LoraFileError("cannot_hold", f"{dialect} cannot hold the embedding {target.module}")
         if target.factors is None and not target.extras:
             raise LoraFileError("cannot_hold", f"{target.module} has nothing to write")
     yield from lora.targets.values()
