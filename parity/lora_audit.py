@@ -23,7 +23,7 @@ from parity.lora.findings import LoraFinding, added, after_switch, findings, lef
 from parity.lora.full import places
 from parity.lora.varied import varied
 from parity.lora_probes import LayerProbes
-from parity.lora_wanted import wanted_by_weights
+from parity.lora_wanted import Expected, wanted_by_weights
 
 Put = Callable[[LoraAdapter], AbstractContextManager[None]]
 
@@ -63,14 +63,13 @@ class LoraAudit:
         self.side, self.adapter = side, adapter
         self.report, self._failed = SideReport(), False
         self._off: dict[str, Tensor] = {}
-        self._wanted: dict[str, Tensor] = {}
-        self._doubts: dict[str, dict[str, Tensor]] = {}
+        self._wanted = Expected()
         self._look(lambda: self._before(inputs))
 
     def _before(self, inputs: Inputs) -> None:
         self._layers = LayerProbes(self.side, self.adapter, inputs)
         self._off = self._layers.ask()
-        self._wanted, self._doubts = wanted_by_weights(self._layers, self.adapter)
+        self._wanted = wanted_by_weights(self._layers, self.adapter)
 
     def _look(self, look: Callable[[], Any], what: str = "layers") -> None:
         """Look at something; what fails is told and costs no verdict."""
@@ -154,7 +153,10 @@ class LoraAudit:
 
     def _answers(self, on: Mapping[str, Tensor], kept: Mapping[str, float] | None = None) -> Answers:
         layers = self._layers
-        return Answers(layers.exact, self._off, on, kept or {}, layers.unit, self._wanted, self._doubts)
+        known = self._wanted
+        return Answers(
+            layers.exact, self._off, on, kept or {}, layers.unit, known.wanted, known.doubts, known.directions
+        )
 
     def _ask(self) -> dict[str, Tensor]:
         return self._layers.ask()

@@ -6,7 +6,7 @@ Letters in shapes: N rows of inputs, I inputs and O outputs of the layer.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,24 +18,43 @@ from parity.lora.layers import quantised
 from parity.lora_probes import LayerProbes, Question, ids
 
 Wanted = dict[str, Tensor]
-Doubts = dict[str, dict[str, Tensor]]
-"""By layer, what usual mistakes would make of it."""
 
 
-def wanted_by_weights(layers: LayerProbes, adapter: LoraAdapter) -> tuple[Wanted, Doubts]:
-    """Return what should change in layers and tensors of these kinds, while the LoRA is off. Shapes: [N, O]."""
-    wanted: Wanted = {}
-    doubts: Doubts = {}
+@dataclass(frozen=True)
+class Expected:
+    """What is known of these kinds before the LoRA is on; the fields are those of `Answers`."""
+
+    wanted: dict[str, Tensor] = field(default_factory=dict)
+    doubts: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    directions: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+def wanted_by_weights(layers: LayerProbes, adapter: LoraAdapter) -> Expected:
+    """Return what should change in layers and tensors of these kinds, while the LoRA is off."""
+    found = Expected()
+    _of_targets(layers, adapter, found)
+    _of_changes(layers, adapter, found.wanted)
+    return found
+
+
+def _of_targets(layers: LayerProbes, adapter: LoraAdapter, found: Expected) -> None:
     modules = dict(layers.side.model.named_modules())
     for path, target in adapter.targets.items():
         if path not in layers.questions or not (target.embedding or target.magnitude is not None):
             continue
         question, layer = layers.questions[path], modules[path]
         if target.magnitude is None:
-            wanted[path] = _at(question, layers, target.delta())
+            found.wanted[path] = _at(question, layers, target.delta())
         elif not quantised(layer):
-            wanted[path] = _changed(question, layers, layer, target)
-            doubts[path] = dict(_mistakes(question, layers, layer, target))
+            found.wanted[path] = _changed(question, layers, layer, target)
+            found.doubts[path] = dict(_mistakes(question, layers, layer, target))
+            if not by_input(target):
+                weight = _weight(layer)
+                old, new = (_at(question, layers, value) for value in (weight, weight + target.delta().to(weight)))
+                found.directions[path] = (old, new)
+
+
+def _of_changes(layers: LayerProbes, adapter: LoraAdapter, wanted: Wanted) -> None:
     for name, place in layers.places.items():
         if place.tensor is not None and name in layers.tensors:
             wanted[name] = place.change.added_to(place.tensor).reshape(1, -1)
@@ -47,7 +66,6 @@ def wanted_by_weights(layers: LayerProbes, adapter: LoraAdapter) -> tuple[Wanted
             old = place.tensor if place.tensor is not None and not quantised(place.layer) else torch.zeros(())
             gained = place.change.added_to(old)
             wanted[place.path] = before + (gained if place.attribute == "bias" else _at(question, layers, gained))
-    return wanted, doubts
 
 
 def _low_rank(question: Question, layers: LayerProbes, adapter: LoraAdapter, path: str) -> Tensor:
@@ -63,6 +81,12 @@ def _at(question: Question, layers: LayerProbes, change: Tensor) -> Tensor:
     return flat[ids(len(x), len(flat)).to(x.device)] if question.kind == "embedding" else x @ flat.t()
 
 
+def _weight(layer: nn.Module) -> Tensor:
+    """Return a weight in float64. Shapes: [O, I]."""
+    assert isinstance(layer.weight, Tensor)
+    return layer.weight.detach().double().flatten(1)
+
+
 def _changed(question: Question, layers: LayerProbes, layer: nn.Module, target: LoraTarget) -> Tensor:
     assert isinstance(layer.weight, Tensor)
     found = _at(question, layers, change_of(target, layer.weight))
@@ -73,10 +97,9 @@ def _mistakes(
     question: Question, layers: LayerProbes, layer: nn.Module, target: LoraTarget
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield what is met: magnitudes left out, or taken over the length of the weight without its change."""
-    assert isinstance(layer.weight, Tensor)
     assert target.magnitude is not None
     yield "are not used, B @ A is added alone", _changed(question, layers, layer, replace(target, magnitude=None))
-    old = layer.weight.detach().double().flatten(1)
+    old = _weight(layer)
     length = torch.linalg.vector_norm(old, dim=0 if by_input(target) else 1, keepdim=True)
     factor = target.magnitude.to(length).reshape(length.shape) / length
     delta = target.delta().to(old.device)

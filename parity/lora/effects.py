@@ -45,6 +45,7 @@ class Answers:
         unit: of the dtype A and B are stored in on this side.
         wanted: what the change should be where the weight decides that too (magnitudes), or it is in full. [N, O].
         doubts: by layer with magnitudes, what usual mistakes would make of it, by their words. Shapes: [N, O].
+        directions: by layer with magnitudes of outputs, W x and (W + scaling B A) x. Shapes: [N, O].
     """
 
     inputs: Mapping[int, Tensor]
@@ -54,6 +55,7 @@ class Answers:
     unit: float = 2.0**-23
     wanted: Mapping[str, Tensor] = field(default_factory=dict)
     doubts: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    directions: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @property
     def tolerance(self) -> float:

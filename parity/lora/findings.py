@@ -17,6 +17,7 @@ from parity.lora.adapter import LoraAdapter, LoraTarget
 from parity.lora.apply import KEPT_LIMIT
 from parity.lora.effects import Answers, ModuleEffect, effect_of, effects, expected, wanted_changes
 from parity.lora.factors import reason_for, worded_factor
+from parity.lora.magnitudes import mistaken
 from parity.lora.problems import Severity, some
 
 _SAME = 0.999
@@ -84,7 +85,7 @@ def _kind(target: LoraTarget | None, effect: ModuleEffect, answers: Answers, pat
         return "right"
     if math.isnan(effect.cosine):
         return "missing"
-    if _mistaken(change, answers, path) is not None:
+    if mistaken(change, answers, path) is not None:
         return "magnitudes"
     if abs(effect.cosine) >= _SAME:
         return "scaled" if abs(effect.ratio - 1) > _slack(answers, path) else "right"
@@ -99,18 +100,12 @@ def _slack(answers: Answers, path: str) -> float:
     return max(own, 1e-5)
 
 
-def _mistaken(change: Tensor, answers: Answers, path: str) -> str | None:
-    """Return the usual mistake with magnitudes that gives just this change."""
-    near = {words: effect_of(change, would).rel_l2 for words, would in answers.doubts.get(path, {}).items()}
-    return next((words for words, away in near.items() if away <= answers.tolerance_at(path)), None)
-
-
 def _unmagnified(side: str, paths: list[str], answers: Answers) -> Iterator[LoraFinding]:
     groups: dict[str, list[str]] = {}
     for path in paths:
         change = answers.change(path)
         assert change is not None
-        groups.setdefault(_mistaken(change, answers, path) or "", []).append(path)
+        groups.setdefault(mistaken(change, answers, path) or "", []).append(path)
     for words, same in groups.items():
         text = f"magnitudes (DoRA) {words} in {len(same)} layers: {some(same)}"
         yield LoraFinding("magnitudes", side, text, modules=tuple(same))
