@@ -34,10 +34,10 @@ def fit(lora: LoadedLora, base: Base) -> Fit:
     for target in lora.targets.values():
         _place(target, base, found)
     found.problems += _about_full(lora, base, found)
-    found.problems += [*_about_biases(lora, base, found), *_about_missing(found, base), *_about_shapes(found)]
+    found.problems += [*_about_biases(lora, base, found), *_about_missing(found, base, lora.prefix), *_about_shapes(found)]
     if not found.matched and not found.wrong:
         text = f"none of the {len(lora.targets)} modules of the LoRA is in the model: loaders would change nothing"
-        found.problems.insert(0, error("no_module_matched", f"{text}{_way_out(found, base)}"))
+        found.problems.insert(0, error("no_module_matched", f"{text}{_way_out(found, base, lora.prefix)}"))
     return found
 
 
@@ -93,16 +93,16 @@ def _wrong_biases(target: Target, base: Base) -> Iterator[str]:
             yield f"{target.module}: the file changes a bias of {size}, the model has {has}"
 
 
-def _about_missing(found: Fit, base: Base) -> Iterator[Problem]:
+def _about_missing(found: Fit, base: Base, prefix: str) -> Iterator[Problem]:
     if not found.missing or not (found.matched or found.wrong):
         return
     count = len(found.missing) + len(found.matched) + len(found.wrong)
     last = some(sorted({module.rpartition(".")[2] for module in found.missing}), 6)
     text = f"{len(found.missing)} of {count} modules are not in the model (named {last}): {some(found.missing)}"
-    yield error("missing_modules", f"{text}{_way_out(found, base)}")
+    yield error("missing_modules", f"{text}{_way_out(found, base, prefix)}")
 
 
-def _way_out(found: Fit, base: Base) -> str:
+def _way_out(found: Fit, base: Base, prefix: str) -> str:
     """Say what to change: a prefix, the names, or that it is another model."""
     if not found.missing:
         return ""
@@ -110,7 +110,9 @@ def _way_out(found: Fit, base: Base) -> str:
     parts = first.split(".")
     shorter = next((".".join(parts[n:]) for n in range(1, len(parts)) if ".".join(parts[n:]) in names), None)
     if shorter is not None:
-        return f"\ntake {first.removesuffix(shorter)!r} off the names: the model has {shorter!r}"
+        extra = first.removesuffix(shorter)
+        text = f"\ntake {extra!r} off the names: the model has {shorter!r}"
+        return f"{text}\nparity lora convert does so with --prefix {prefix}{extra}"
     longer = next((name for name in names if name.endswith(f".{first}")), None)
     if longer is not None:
         return f"\nput {longer.removesuffix(first)!r} before the names: the model has {longer!r}"

@@ -27,7 +27,7 @@ def matches(file: LoraFile) -> bool:
 
 def _claims(key: Key) -> bool:
     if key.prefix in _PREFIXES:
-        return key.style in ("weight", "down_up", "full", "parts", "named")
+        return key.style in ("weight", "down_up", "full", "parts", "named", "old")
     dotted = key.prefix not in UNDERSCORED_PREFIXES
     return (key.role in FULL and dotted) or (key.prefix == "" and key.style == "down_up" and _is_dotted(key))
 

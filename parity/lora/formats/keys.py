@@ -9,7 +9,7 @@ r"""What the keys of LoRA files say: `prefix`, module, and the role of the tenso
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 HYPHEN = "___lorahyphen___"
 DOTTED_PREFIXES = (
@@ -20,6 +20,8 @@ UNDERSCORED_PREFIXES = (
     f"lora{HYPHEN}", "lora_unet__", "lora_unet_", "lora_transformer_", "lora_prior_unet_", "lora_te1_", "lora_te2_",
     "lora_te_", "Hunyuan_video_I2V_lora_", "lycoris_",
 )  # fmt: skip
+OTHER = "other."
+"""Stands for the prefix of keys without the one the caller named."""
 COMPONENTS = ("text_encoder_2.", "text_encoder.", "lora_te1_", "lora_te2_", "lora_te_", "transformer_2.", "net_ema.")
 """Prefixes of what stands beside the model a file is about."""
 
@@ -50,6 +52,10 @@ SUFFIXES: tuple[tuple[str, str, str], ...] = (
     (r"(?:\.processor)?\.(?P<old>to_(?:q|k|v|out))_lora\.up\.weight", "B", "old"),
     (r"\.(?:lora|lora_linear_layer)\.down\.weight", "A", "old"),
     (r"\.(?:lora|lora_linear_layer)\.up\.weight", "B", "old"),
+    (r"_lora\.down\.weight", "A", "old"),
+    (r"_lora\.up\.weight", "B", "old"),
+    (r"\.lora_down", "A", "down_up"),
+    (r"\.lora_up", "B", "down_up"),
     (r"\.alpha_scale", "alpha_scale", ""),
     (r"\.(?:lora|lora_linear_layer)\.alpha", "alpha", "old"),
     (r"\.lora_alpha", "alpha", "lora_alpha"),
@@ -95,6 +101,16 @@ class Key:
     part: int = 0
     name: str | None = None
     tensor: str = ""
+
+
+def below(key: str, prefix: str | None) -> Key:
+    """Take a key apart; a prefix of the caller's that none has as its own is no part of the module's name."""
+    if prefix is None or prefix in (*DOTTED_PREFIXES, *UNDERSCORED_PREFIXES, ""):
+        return parsed(key)
+    if not key.startswith(prefix):
+        other = parsed(key)
+        return other if other.prefix else replace(other, prefix=OTHER)
+    return replace(parsed(key.removeprefix(prefix)), key=key, prefix="")
 
 
 def parsed(key: str) -> Key:

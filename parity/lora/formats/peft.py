@@ -31,7 +31,7 @@ def matches(file: LoraFile) -> bool:
 
 def _claims(key: Key) -> bool:
     plain = key.prefix == "" and key.style in ("weight", "embedding") and key.role in ("A", "B")
-    return plain or (key.prefix == PREFIX and key.style in ("weight", "named", "embedding"))
+    return plain or (key.prefix == PREFIX and key.style in ("weight", "named", "embedding", "down_up", "old"))
 
 
 def read(file: LoraFile) -> LoadedLora:

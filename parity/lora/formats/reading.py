@@ -82,14 +82,16 @@ class Reading:
             self._read(group, factorise)
         self._sum_up()
         targets, problems, unresolved = resolved(self.targets, self._underscored(), self.file.given.modules)
-        return LoadedLora(self.format, self.prefix, targets, self.states, (*self.problems, *problems), unresolved)
+        prefix = self.prefix or self.file.given.prefix or ""
+        return LoadedLora(self.format, prefix, targets, self.states, (*self.problems, *problems), unresolved)
 
     def _underscored(self) -> bool:
         return any(underscored(key) for key in self.keys if key.role in _DEFINING)
 
     def _prefix(self) -> str:
-        if self.file.given.prefix is not None:
-            return self.file.given.prefix
+        given = self.file.given.prefix
+        if given is not None:
+            return given if any(key.prefix == given for key in self.keys) else ""
         counted = Counter(key.prefix for key in self.keys if key.role in _DEFINING)
         main = [prefix for prefix, _ in counted.most_common() if prefix not in COMPONENTS]
         return next(iter([*main, *counted]), "")
