@@ -162,14 +162,15 @@ def convert_file(
     The result is read back and compared with the original before it gets its name.
     """
     with reported(json_out):
-        dialect, model, rules = writer(to), _base(base), key_map_named(key_map, reverse)
+        dialect, model, target_model = writer(to), _base(base), _base(to_base)
+        rules = key_map_named(key_map, reverse, (target_model.shapes, model.shapes) if model and target_model else None)
         lora = _read(file, Given(None, lora_alpha, adapter, prefix, model.modules if model else None))
         sound(lora)
         if rules is not None:
             lora = mapped(lora, rules, model)
         elif model is not None:
             fits(lora, model)
-        if (target_model := _base(to_base)) is not None:
+        if target_model is not None:
             fits(lora, target_model)
         lora, lost = recompress(lora, rank) if rank is not None else (lora, {})
         thin(lora)
@@ -226,8 +227,7 @@ def _checked(lora: LoadedLora | None, found: Fit, problems: list[Problem]) -> di
 
 
 def _check_text(lora: LoadedLora | None, found: Fit, problems: list[Problem]) -> str:
-    count = len(lora.targets) if lora else 0
-    head = [f"{lora.format}: {len(found.matched)} of {count} modules fit the model"] if lora else []
+    head = [f"{lora.format}: {len(found.matched)} of {len(lora.targets)} modules fit the model"] if lora else []
     return "\n".join([*head, *inspect.told(problems)])
 
 

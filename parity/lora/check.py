@@ -34,7 +34,8 @@ def fit(lora: LoadedLora, base: Base) -> Fit:
     for target in lora.targets.values():
         _place(target, base, found)
     found.problems += _about_full(lora, base, found)
-    found.problems += [*_about_biases(lora, base, found), *_about_missing(found, base, lora.prefix), *_about_shapes(found)]
+    biases, missing = _about_biases(lora, base, found), _about_missing(found, base, lora.prefix)
+    found.problems += [*biases, *missing, *_about_shapes(found)]
     if not found.matched and not found.wrong:
         text = f"none of the {len(lora.targets)} modules of the LoRA is in the model: loaders would change nothing"
         found.problems.insert(0, error("no_module_matched", f"{text}{_way_out(found, base, lora.prefix)}"))

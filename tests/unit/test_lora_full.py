@@ -70,7 +70,8 @@ def by_hand(weight: float = 1.0) -> Tensor:
         for name, change in CHANGES.items():
             value = model.get_parameter(name)
             value.copy_(change.value if change.replaces else value + weight * change.value)
-    return model(*INPUTS)
+    out: Tensor = model(*INPUTS)
+    return out
 
 
 @pytest.mark.parametrize("way", [applied, merged])

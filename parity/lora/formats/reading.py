@@ -67,6 +67,7 @@ class Reading:
         self.keys = tuple(file.keys if keys is None else keys)
         self.states: dict[str, KeyState] = {}
         self.problems: list[Problem] = []
+        self._ranks: dict[str, list[str]] = {}
         self.targets: dict[str, Target] = {}
         self.prefix = self._prefix()
         self.config = config_of(file, self.prefix)
@@ -202,8 +203,9 @@ class Reading:
             declared["the argument"] = self.file.given.r
         for where, wanted in declared.items():
             if int(wanted) != r:
+                whose = "its own tensor" if where in {key.key for key in group.by_role.get("rank", ())} else where
                 text = f"{group.module}: A has rank {r}, {where} says r = {int(wanted)}"
-                self.problems.append(error("rank_mismatch", text))
+                self._ranks.setdefault(whose, []).append(text)
 
     def _scalar(self, key: Key) -> float:
         value = self.file.tensor(key)
@@ -213,6 +215,9 @@ class Reading:
 
     def _sum_up(self) -> None:
         """Say once for the whole file what would be said for each target."""
+        for apart in self._ranks.values():
+            more = f", and {len(apart) - 1} more" if len(apart) > 1 else ""
+            self.problems.append(error("rank_mismatch", f"{apart[0]}{more}"))
         targets = [target for target in self.targets.values() if target.factors is not None]
         self.problems += about_alphas(targets, self.habits, self.file.given.lora_alpha)
         self.problems += about_keys(self.states, self.keys, self.prefix)
