@@ -17,8 +17,6 @@ from parity.lora.effects import expected
 from parity.lora.layers import quantised
 from parity.lora_probes import LayerProbes, Question, ids
 
-Wanted = dict[str, Tensor]
-
 
 @dataclass(frozen=True)
 class Expected:
@@ -33,7 +31,7 @@ def wanted_by_weights(layers: LayerProbes, adapter: LoraAdapter) -> Expected:
     """Return what should change in layers and tensors of these kinds, while the LoRA is off."""
     found = Expected()
     _of_targets(layers, adapter, found)
-    _of_changes(layers, adapter, found.wanted)
+    _of_changes(layers, adapter, found)
     return found
 
 
@@ -51,10 +49,11 @@ def _of_targets(layers: LayerProbes, adapter: LoraAdapter, found: Expected) -> N
             if not by_input(target):
                 weight = _weight(layer)
                 old, new = (_at(question, layers, value) for value in (weight, weight + target.delta().to(weight)))
-                found.directions[path] = (old, new)
+                found.directions[path] = (old if target.bias is None else old - target.bias.to(old), new)
 
 
-def _of_changes(layers: LayerProbes, adapter: LoraAdapter, wanted: Wanted) -> None:
+def _of_changes(layers: LayerProbes, adapter: LoraAdapter, found: Expected) -> None:
+    wanted = found.wanted
     for name, place in layers.places.items():
         if place.tensor is not None and name in layers.tensors:
             wanted[name] = place.change.added_to(place.tensor).reshape(1, -1)
@@ -65,7 +64,18 @@ def _of_changes(layers: LayerProbes, adapter: LoraAdapter, wanted: Wanted) -> No
                 before = _low_rank(question, layers, adapter, place.path)
             old = place.tensor if place.tensor is not None and not quantised(place.layer) else torch.zeros(())
             gained = place.change.added_to(old)
-            wanted[place.path] = before + (gained if place.attribute == "bias" else _at(question, layers, gained))
+            gained = gained if place.attribute == "bias" else _at(question, layers, gained)
+            wanted[place.path] = before + gained
+            _beside_magnitudes(place.path, gained, found)
+
+
+def _beside_magnitudes(path: str, gained: Tensor, found: Expected) -> None:
+    """Count a bias that is changed in full to what is expected of the layer's magnitudes."""
+    if path in found.doubts:
+        found.doubts[path] = {words: one + gained for words, one in found.doubts[path].items()}
+    if path in found.directions:
+        old, new = found.directions[path]
+        found.directions[path] = (old - gained, new)
 
 
 def _low_rank(question: Question, layers: LayerProbes, adapter: LoraAdapter, path: str) -> Tensor:

@@ -12,7 +12,6 @@ from parity.lora.formats.names import flattened
 from parity.lora.loaded import LoadedLora, Target
 from parity.lora.problems import some
 
-
 _HOLDERS = {
     "diff": "comfyui", "diff_m": "comfyui", "diff_b": "comfyui, peft or diffusers", "set_weight": "comfyui or peft",
     "set_bias": "peft", "magnitude": "comfyui, kohya or peft",
