@@ -178,7 +178,7 @@ class Mixed(nn.Module):
 
 @pytest.mark.parametrize("dora", [False, True])
 def test_tables_and_convolutions_are_pefts(dora: bool, tmp_path: Path) -> None:
-    """Embeddings, patch embeddings, padded kernels: read, applied, merged, written, loaded again, read off the model."""
+    """Embeddings, patch embeddings, padded kernels: read, applied, merged, written, loaded, read off the model."""
     from peft import LoraConfig, PeftModel, get_peft_model
 
     layers = ["words", "patch", "padded", "line", "out"]
