@@ -20,7 +20,7 @@ from parity.execution.tap import Inputs, Tap
 from parity.lora.adapter import FullChange, LoraAdapter
 from parity.lora.apply import applied, kept_share, quantised
 from parity.lora.dora import change_of
-from parity.lora.full import tensor_of
+from parity.lora.full import is_plain, tensor_of
 from parity.pair import Build, Side
 
 
@@ -117,13 +117,9 @@ def _stored_changes(model: nn.Module, adapter: LoraAdapter) -> dict[str, FullCha
     """Return changes in full in the dtype of what they change; where that is quantised, as they are."""
     held = {name: tensor_of(model, name) for name in adapter.changes}
     return {
-        name: one if (value := held[name]) is None or not _is_plain(value) else replace(one, value=one.value.to(value))
+        name: one if (value := held[name]) is None or not is_plain(value) else replace(one, value=one.value.to(value))
         for name, one in adapter.changes.items()
     }
-
-
-def _is_plain(value: Tensor) -> bool:
-    return value.is_floating_point() and value.element_size() > 1
 
 
 @contextmanager
@@ -152,7 +148,7 @@ def _target_weights(model: nn.Module, adapter: LoraAdapter) -> dict[str, tuple[T
     modules = dict(model.named_modules())
     weights = {path: getattr(modules.get(path), "weight", None) for path in adapter.targets}
     weights |= {name: tensor_of(model, name) for name in adapter.changes}
-    return {path: (w, w.detach().clone()) for path, w in weights.items() if isinstance(w, Tensor) and _is_plain(w)}
+    return {path: (w, w.detach().clone()) for path, w in weights.items() if isinstance(w, Tensor) and is_plain(w)}
 
 
 def _changes_at(adapter: LoraAdapter, name: str, weight: Tensor, old: Tensor) -> Iterator[Tensor]:

@@ -111,8 +111,14 @@ class LayerProbes:
 
     def _look_at_tensors(self) -> dict[str, Tensor]:
         held = {name: tensor_of(self.side.model, name) for name in self.tensors}
-        finer = self.side.finer
-        return {n: finer.get(id(t), t).detach().double().reshape(1, -1) for n, t in held.items() if t is not None}
+        return {name: self._exact(value).reshape(1, -1) for name, value in held.items() if value is not None}
+
+    def _exact(self, value: Tensor) -> Tensor:
+        """Return a tensor in float64: the finer value it is rounded from, where it still is."""
+        stored = value.detach().double()
+        finer = self.side.finer.get(id(value), stored).double()
+        unit = 4 * 2.0 ** -bits(value.dtype)
+        return finer if bool(((finer - stored).abs() <= unit * finer.abs() + 1e-30).all()) else stored
 
     def _ask_layers(self) -> dict[str, Tensor]:
         if not self.questions:

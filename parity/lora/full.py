@@ -99,8 +99,14 @@ def _check_shape(place: Place) -> None:
         wanted = place.tensor.shape
     if given != wanted:
         raise LoraError(f"{place.name!r}: the change in full is {list(given)}, the tensor {list(wanted)}")
-    if place.change.replaces and place.kind is not None and quantised(place.layer) and place.attribute == "weight":
-        raise LoraError(f"{place.name!r} is quantised: a weight in full cannot take its place")
+    if place.tensor is not None and not place.beside and not is_plain(place.tensor):
+        text = f"{place.name!r} is quantised: a change in full cannot be written into it"
+        raise LoraError(f"{text}\napply the adapter before the model is quantised")
+
+
+def is_plain(value: Tensor) -> bool:
+    """Whether a tensor holds floats that can be added to."""
+    return value.is_floating_point() and value.element_size() > 1
 
 
 def without_bias(found: Mapping[str, Place]) -> Iterator[str]:
