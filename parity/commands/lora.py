@@ -15,7 +15,7 @@ from parity.io.lora_files import open_base, open_lora, write_lora
 from parity.lora import compare, inspect
 from parity.lora.base import Base
 from parity.lora.check import Fit, fit
-from parity.lora.conversion import fits, mapped, proved, recompress, sound, thin
+from parity.lora.conversion import fits, mapped, proved, recompress, sound, thin, whole
 from parity.lora.formats import Dialect, Given, LoraFile, dialect_of, read_lora, writer, writers
 from parity.lora.loaded import LoadedLora
 from parity.lora.moved import moved, worded
@@ -174,6 +174,7 @@ def convert_file(
             fits(lora, target_model)
         lora, lost = recompress(lora, rank) if rank is not None else (lora, {})
         thin(lora)
+        whole(lora, dialect.name, target_model or (model if rules is None else None))
         data = _written(lora, dialect, out, file)
         data |= {"recompression": lost, "problems": [problem.as_dict() for problem in lora.problems]}
         emit(data, _convert_text(data, list(lora.problems)), json_out)
@@ -232,8 +233,7 @@ def _check_text(lora: LoadedLora | None, found: Fit, problems: list[Problem]) ->
 
 
 def _convert_text(data: dict[str, object], problems: list[Problem]) -> str:
-    files = data["files"]
-    assert isinstance(files, list)
+    assert isinstance(files := data["files"], list)
     lines = [f"wrote {some(files)}: {data['targets']} targets"]
     lines.append(f"read back and compared: largest relative distance {data['rel_l2']:.1e}")
     lost = data["recompression"]

@@ -146,6 +146,22 @@ def fits(lora: LoadedLora, base: Base) -> None:
             raise LoraFileError(problem.code, problem.message)
 
 
+def whole(lora: LoadedLora, dialect: str, base: Base | None) -> None:
+    """Refuse to write half of a layer where layers are kept whole: PEFT's `modules_to_save`.
+
+    Raises:
+        LoraFileError: weight or bias is replaced, and the model has the other too.
+    """
+    for target in lora.targets.values() if dialect == "peft" and base is not None else ():
+        held = {"set_weight": "weight", "set_bias": "bias"}
+        own = [name for role, name in held.items() if role in target.extras]
+        there = [name for name in held.values() if base is not None and f"{target.module}.{name}" in base.shapes]
+        missing = [name for name in there if name not in own]
+        if own and missing and target.factors is None:
+            text = f"PEFT keeps layers that are replaced whole; the file has no {missing[0]} for {target.module}"
+            raise LoraFileError("cannot_hold", f"{text}\nwhat can: comfyui")
+
+
 def thin(lora: LoadedLora) -> None:
     """Refuse products that are of full rank as A and B: they would be larger than the weights.
 

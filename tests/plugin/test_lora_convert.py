@@ -204,3 +204,17 @@ def test_changes_in_full_go_through_a_map_of_fused_parts_and_back(tmp_path: Path
     assert lora("convert", there, "--to", "comfyui", "--map", map_file, "--reverse", *ways[1])[0] == 0
     assert as_json("diff", path, back)[1]["verdict"] == "same"
     assert "base's shapes" in lora("convert", path, "--to", "comfyui", "--map", map_file, "-o", tmp_path / "x.st")[1]
+
+
+def test_half_of_a_layer_is_not_written_where_layers_are_kept_whole(tmp_path: Path) -> None:
+    """PEFT's `modules_to_save` needs the bias beside the weight where the model has one."""
+    base, path, out = tmp_path / "base.safetensors", tmp_path / "x.safetensors", tmp_path / "out"
+    pair = {"q.lora_A.weight": torch.ones(2, 8), "q.lora_B.weight": torch.ones(8, 2)}
+    given = {"head.set_weight": torch.ones(4, 8), **pair}
+    safetensors.torch.save_file({f"diffusion_model.{key}": value for key, value in given.items()}, path)
+    sizes = {"q.weight": (8, 8), "head.weight": (4, 8), "head.bias": (4,)}
+    safetensors.torch.save_file({key: torch.zeros(size) for key, size in sizes.items()}, base)
+    code, said = lora("convert", path, "--to", "peft", "--base", base, "-o", out)
+    assert (code, "has no bias for head" in said) == (1, True)
+    safetensors.torch.save_file({key: torch.zeros(sizes[key]) for key in ("q.weight", "head.weight")}, base)
+    assert lora("convert", path, "--to", "peft", "--base", base, "-o", out)[0] == 0
