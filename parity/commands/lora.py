@@ -233,14 +233,14 @@ def _check_text(lora: LoadedLora | None, found: Fit, problems: list[Problem]) ->
 
 
 def _convert_text(data: dict[str, object], problems: list[Problem]) -> str:
-    assert isinstance(files := data["files"], list)
+    files = data["files"]
+    assert isinstance(files, list)
     lines = [f"wrote {some(files)}: {data['targets']} targets"]
     lines.append(f"read back and compared: largest relative distance {data['rel_l2']:.1e}")
     lost = data["recompression"]
     if isinstance(lost, dict) and lost:
         worst = max(lost, key=lambda name: float(lost[name]))
-        share = f"{100 * lost[worst]:.3g} %"
-        lines.append(f"recompressed with loss: {len(lost)} targets, up to {share} of the change, in {worst}")
+        lines.append(f"recompressed with loss: {len(lost)} targets, up to {lost[worst]:.3%} of it, in {worst}")
     return "\n".join([*lines, *inspect.told(problems)])
 
 
