@@ -20,7 +20,7 @@ from parity.execution.tap import Inputs, Tap
 from parity.lora.adapter import FullChange, LoraAdapter
 from parity.lora.apply import applied, kept_share, quantised
 from parity.lora.dora import change_of
-from parity.lora.full import is_plain, tensor_of
+from parity.lora.full import is_plain, tensors_of
 from parity.pair import Build, Side
 
 
@@ -115,9 +115,9 @@ def stored_lora(model: nn.Module, adapter: LoraAdapter) -> LoraAdapter:
 
 def _stored_changes(model: nn.Module, adapter: LoraAdapter) -> dict[str, FullChange]:
     """Return changes in full in the dtype of what they change; where that is quantised, as they are."""
-    held = {name: tensor_of(model, name) for name in adapter.changes}
+    held = tensors_of(model, adapter.changes)
     return {
-        name: one if (value := held[name]) is None or not is_plain(value) else replace(one, value=one.value.to(value))
+        name: replace(one, value=one.value.to(held[name])) if name in held and is_plain(held[name]) else one
         for name, one in adapter.changes.items()
     }
 
@@ -147,7 +147,7 @@ def _target_weights(model: nn.Module, adapter: LoraAdapter) -> dict[str, tuple[T
     """Return the weight of each target and each tensor that is changed in full, and a copy of it."""
     modules = dict(model.named_modules())
     weights = {path: getattr(modules.get(path), "weight", None) for path in adapter.targets}
-    weights |= {name: tensor_of(model, name) for name in adapter.changes}
+    weights |= tensors_of(model, adapter.changes)
     return {path: (w, w.detach().clone()) for path, w in weights.items() if isinstance(w, Tensor) and is_plain(w)}
 
 

@@ -21,7 +21,7 @@ from parity.execution.tap import Inputs
 from parity.loaded import LoadedSide
 from parity.lora.adapter import LoraAdapter
 from parity.lora.effects import probes
-from parity.lora.full import Place, places, tensor_of
+from parity.lora.full import Place, places, tensors_of
 from parity.lora.layers import Kind, kind_of
 
 ROWS = 4
@@ -110,8 +110,8 @@ class LayerProbes:
         return {**self._ask_layers(), **self._look_at_tensors()}
 
     def _look_at_tensors(self) -> dict[str, Tensor]:
-        held = {name: tensor_of(self.side.model, name) for name in self.tensors}
-        return {name: self._exact(value).reshape(1, -1) for name, value in held.items() if value is not None}
+        held = tensors_of(self.side.model, self.tensors)
+        return {name: self._exact(value).reshape(1, -1) for name, value in held.items()}
 
     def _exact(self, value: Tensor) -> Tensor:
         """Return a tensor in float64: the finer value it is rounded from, where it still is."""

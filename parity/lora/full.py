@@ -7,7 +7,7 @@ The strength of an adapter multiplies what is added, not what replaces.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -83,10 +83,11 @@ def _place(name: str, change: FullChange, modules: Mapping[str, nn.Module]) -> P
     return None
 
 
-def tensor_of(model: nn.Module, name: str) -> Tensor | None:
-    """Return the tensor a change in full of that name goes to; None where the model has none."""
-    place = _place(name, FullChange(torch.zeros(1)), dict(model.named_modules(remove_duplicate=False)))
-    return None if place is None else place.tensor
+def tensors_of(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """Return the tensors that changes in full of these names go to, without those the model lacks."""
+    modules, nothing = dict(model.named_modules(remove_duplicate=False)), FullChange(torch.zeros(1))
+    found = {name: _place(name, nothing, modules) for name in names}
+    return {name: place.tensor for name, place in found.items() if place is not None and place.tensor is not None}
 
 
 def _check_shape(place: Place) -> None:
