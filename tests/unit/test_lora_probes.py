@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fixtures.tiny import tiny_pair
 from parity.loaded import load_side, stored_lora, with_lora
 from parity.lora.adapter import FullChange, LoraAdapter, LoraTarget
 from parity.lora.apply import applied, merged
 from parity.lora_audit import LoraAudit, SideReport
 from parity.pair import Build, Side, Source
+from parity.session import PairSession
 
 Put = Callable[[nn.Module, LoraAdapter], Any]
 
@@ -139,3 +141,22 @@ def test_a_layer_that_cannot_be_called_alone_costs_no_other_its_verdict() -> Non
         audit.on(kept)
     assert "1 of 2 targets cannot be called alone, picky: TypeError" in audit.report.missing
     assert [one.modules for one in audit.report.found] == [("out",)]
+
+
+@pytest.mark.parametrize("dropped", ["", "blocks.0.ln.weight"])
+def test_a_pair_carries_changes_in_full_to_its_port_and_sees_one_that_is_dropped(dropped: str) -> None:
+    def lora(build: Build, reference: nn.Module) -> LoraAdapter:
+        assert pair.lora is not None
+        changes = {"layers.0.norm.weight": FullChange(drawn(16)), "y_in.weight": FullChange(drawn(16, 6), True)}
+        return replace(pair.lora(build, reference), changes=changes)
+
+    def put(model: nn.Module, adapter: LoraAdapter) -> Any:
+        return applied(model, replace(adapter, changes={n: c for n, c in adapter.changes.items() if n != dropped}))
+
+    pair = tiny_pair()
+    session = PairSession(replace(pair, lora=lora, native=replace(pair.native, apply_lora=put)), Build())
+    assert set(session.native_adapter.changes) == {"blocks.0.ln.weight", "text_embedding.weight"}
+    with session.lora(True):
+        pass
+    told = {side: [one["modules"] for one in held["findings"]] for side, held in session.lora_found().items()}
+    assert told == {"reference": [], "native": [[dropped]] if dropped else []}
