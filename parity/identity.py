@@ -132,6 +132,7 @@ def digest_of_lora(adapter: LoraAdapter) -> str:
     """Return a digest of an adapter: targets, matrices, scalings."""
     tensors = {f"{path}.{n}": value for path, t in adapter.targets.items() for n, value in t.tensors().items()}
     scalings = sorted((path, t.scaling) for path, t in adapter.targets.items())
+    tensors |= {f"{name} replaced" if c.replaces else f"{name} added": c.value for name, c in adapter.changes.items()}
     return hashlib.blake2b(f"{hash_weights(tensors)}{scalings}".encode(), digest_size=16).hexdigest()
 
 

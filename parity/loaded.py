@@ -18,9 +18,10 @@ from parity.execution.roots import EXACT_ABOVE, build_remembering, pruned, roots
 from parity.execution.shadow import Shadow
 from parity.execution.storage import ShadowTable, bits
 from parity.execution.tap import Inputs, Tap
-from parity.lora.adapter import LoraAdapter
+from parity.lora.adapter import FullChange, LoraAdapter
 from parity.lora.apply import applied, kept_share, quantised
 from parity.lora.dora import change_of
+from parity.lora.full import is_plain, tensors_of
 from parity.pair import Build, Side
 
 
@@ -131,7 +132,16 @@ def stored_lora(model: nn.Module, adapter: LoraAdapter) -> LoraAdapter:
             dtype = layer.weight.dtype
             bias = None if one.bias is None else one.bias.to(dtype)
             targets[path] = replace(one, A=one.A.to(dtype), B=one.B.to(dtype), bias=bias)
-    return LoraAdapter(adapter.name, targets)
+    return LoraAdapter(adapter.name, targets, _stored_changes(model, adapter))
+
+
+def _stored_changes(model: nn.Module, adapter: LoraAdapter) -> dict[str, FullChange]:
+    """Return changes in full in the dtype of what they change; where that is quantised, as they are."""
+    held = tensors_of(model, adapter.changes)
+    return {
+        name: replace(one, value=one.value.to(held[name])) if name in held and is_plain(held[name]) else one
+        for name, one in adapter.changes.items()
+    }
 
 
 @contextmanager
@@ -156,10 +166,21 @@ def _rounding(finer: Tensor, delta: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _target_weights(model: nn.Module, adapter: LoraAdapter) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return the weight of each target, and a copy of it."""
+    """Return the weight of each target and each tensor that is changed in full, and a copy of it."""
     modules = dict(model.named_modules())
     weights = {path: getattr(modules.get(path), "weight", None) for path in adapter.targets}
-    return {path: (w, w.detach().clone()) for path, w in weights.items() if isinstance(w, Tensor)}
+    weights |= tensors_of(model, adapter.changes)
+    return {path: (w, w.detach().clone()) for path, w in weights.items() if isinstance(w, Tensor) and is_plain(w)}
+
+
+def _changes_at(adapter: LoraAdapter, name: str, weight: Tensor, old: Tensor) -> Iterator[Tensor]:
+    """Yield what may have been added to a weight: each of the adapter's changes of it alone, and all of them."""
+    full = [one for one in (adapter.changes.get(name), adapter.changes.get(f"{name}.weight")) if one is not None]
+    parts = [one.added_to(old) for one in full]
+    if name in adapter.targets:
+        parts.append(change_of(adapter.targets[name], old))
+    yield sum(parts, torch.zeros_like(old, dtype=torch.float64))
+    yield from parts if len(parts) > 1 else ()
 
 
 def _merged_weights(
@@ -174,12 +195,12 @@ def _merged_weights(
     for path, (weight, old) in before.items():
         if torch.equal(weight, old):
             continue
-        delta = change_of(adapter.targets[path], old)
-        finer = side.finer.get(id(weight), old).double() + delta
-        slack = _rounding(finer, delta, weight.dtype)
-        if id(weight) in side.finer:  # what it was merged into was rounded itself
-            slack += 2.0 ** -bits(weight.dtype) * old.double().abs()
-        if bool(((weight.double() - finer).abs() <= slack).all()):
-            found[id(weight)] = finer
-            shares[path] = kept_share(weight, old, delta)
+        for delta in _changes_at(adapter, path, weight, old):
+            finer = side.finer.get(id(weight), old).double() + delta
+            slack = _rounding(finer, delta, weight.dtype)
+            if id(weight) in side.finer:  # what it was merged into was rounded itself
+                slack += 2.0 ** -bits(weight.dtype) * old.double().abs()
+            if id(weight) not in found and bool(((weight.double() - finer).abs() <= slack).all()):
+                found[id(weight)] = finer
+                shares[path] = kept_share(weight, old, delta)
     return found

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from parity.errors import ParityError
-from parity.execution.shadow import Shadow
-from parity.execution.storage import bits
 from parity.execution.tap import Inputs
 from parity.loaded import LoadedSide, with_lora
-from parity.lora.adapter import LoraAdapter, LoraTarget
-from parity.lora.effects import Answers, ModuleEffect, effects, probes
+from parity.lora.adapter import LoraAdapter
+from parity.lora.effects import Answers, ModuleEffect, effects
 from parity.lora.findings import LoraFinding, added, after_switch, findings, left_behind
+from parity.lora.full import places
 from parity.lora.varied import varied
+from parity.lora_probes import LayerProbes
+from parity.lora_wanted import Expected, wanted_by_weights
 
-ROWS = 4
 Put = Callable[[LoraAdapter], AbstractContextManager[None]]
 
 
@@ -60,26 +60,37 @@ class LoraAudit:
     """
 
     def __init__(self, side: LoadedSide, adapter: LoraAdapter, inputs: Inputs) -> None:
-        self.side, self.adapter, self._inputs = side, adapter, inputs
-        self.report = SideReport()
-        self._paths = _layers(side.model, adapter)
-        dtype = _dtype(side.model, adapter)
-        self._unit = 2.0 ** (1 - bits(dtype))
-        widths = [target.A.shape[1] for target in adapter.targets.values()]
-        self._probes = probes([*widths, *self._paths.values()], ROWS, dtype, _device(side.model))
-        self._off = self._look(self._ask)
+        self.side, self.adapter = side, adapter
+        self.report, self._failed = SideReport(), False
+        self._off: dict[str, Tensor] = {}
+        self._wanted = Expected()
+        self._look(lambda: self._before(inputs))
 
-    def _look(self, look: Callable[[], Any], what: str = "layers") -> Any:
+    def _before(self, inputs: Inputs) -> None:
+        self._layers = LayerProbes(self.side, self.adapter, inputs)
+        self._off = self._layers.ask()
+        self._wanted = wanted_by_weights(self._layers, self.adapter)
+
+    def _look(self, look: Callable[[], Any], what: str = "layers") -> None:
         """Look at something; what fails is told and costs no verdict."""
-        if self.report.missing:
-            return None
+        if self._failed:
+            return
         try:
-            return look()
+            look()
         except ParityError as error:
-            self.report.missing = f"{what}: {str(error).splitlines()[0]}"
+            self.report.missing, self._failed = f"{what}: {str(error).splitlines()[0]}", True
         except Exception as error:  # a layer that cannot be called alone
-            self.report.missing = f"{what}: {type(error).__name__}: {str(error)[:120]}"
-        return None
+            self.report.missing, self._failed = f"{what}: {type(error).__name__}: {str(error)[:120]}", True
+        else:
+            self.report.missing = self.report.missing or self._left_out()
+
+    def _left_out(self) -> str:
+        """Return which targets could not be asked, and why the first."""
+        out = {path: why for path, why in self._layers.left_out.items() if path in self.adapter.targets}
+        if not out:
+            return ""
+        path, why = next(iter(out.items()))
+        return f"{len(out)} of {len(self.adapter.targets)} targets cannot be called alone, {path}: {why}"
 
     def on(self, kept: Mapping[str, float]) -> None:
         """Look at the layers while the LoRA is on; `kept` is what stored weights hold of it where it was merged."""
@@ -107,14 +118,14 @@ class LoraAudit:
     def _forget_unsteady(self, answers: Answers) -> bool:
         """Leave out layers that answer otherwise when asked again: nothing can be said of them. Says whether any."""
         again = self._ask()
-        unsteady = [path for path, value in answers.on.items() if not _same(value, again[path])]
-        for path in unsteady:
-            self._paths.pop(path)
+        unsteady = [path for path, value in answers.on.items() if path in again and not _same(value, again[path])]
+        self._layers.forget(unsteady)
         return bool(unsteady)
 
     def several(self) -> None:
         """Put two adapters on at once, and one after the other; a side that takes one at a time is told."""
-        if not self.report.missing and not any(one.severity == "error" for one in self.report.found):
+        errors = any(one.severity == "error" for one in self.report.found)
+        if self.adapter.targets and not self._failed and not errors:
             for look, what in ((self._switched, "a switch of adapters"), (self._added, "two adapters at once")):
                 with _weights_kept(self.side.model, self.adapter):
                     self._look(look, what)
@@ -141,29 +152,14 @@ class LoraAudit:
         self.report.found += added(self.side.label, [self.adapter, second], answers)
 
     def _answers(self, on: Mapping[str, Tensor], kept: Mapping[str, float] | None = None) -> Answers:
-        exact = {width: x.double() for width, x in self._probes.items()}
-        return Answers(exact, self._off, on, kept or {}, self._unit)
+        layers = self._layers
+        known = self._wanted
+        return Answers(
+            layers.exact, self._off, on, kept or {}, layers.unit, known.wanted, known.doubts, known.directions
+        )
 
     def _ask(self) -> dict[str, Tensor]:
-        """Call every layer alone. Shapes: results [N, O]."""
-        shadow = self.side.shadow(Shadow, {"probes": list(self._probes.values())})
-        runner = replace(self.side.runner(()), call=self._call, output=lambda out: out)
-        out: dict[str, tuple[int, ...]] = {}
-        self._shapes = out
-        high = runner.run(self._inputs, shadow=shadow).values["final_output"].high
-        assert high is not None
-        parts = high.split([ROWS * width for (width,) in out.values()])
-        return {path: part.reshape(ROWS, -1) for path, part in zip(out, parts, strict=True)}
-
-    def _call(self, model: nn.Module, inputs: Inputs) -> Tensor:
-        modules = dict(model.named_modules())
-        answers = []
-        for path, width in self._paths.items():
-            out = modules[path](self._probes[width].unsqueeze(0))
-            value = out[0] if isinstance(out, tuple) else out
-            self._shapes[path] = (value.shape[-1],)
-            answers.append(value.reshape(-1))
-        return torch.cat([value.to(torch.float64) for value in answers])
+        return self._layers.ask()
 
 
 @contextmanager
@@ -187,7 +183,8 @@ def audited(
 def _weights_kept(model: nn.Module, adapter: LoraAdapter) -> Iterator[None]:
     """Put the targets' tensors back at the end: what is found wrong with a switch shall not be in later runs."""
     modules = dict(model.named_modules())
-    held = [value for path in adapter.targets for value in modules[path].state_dict(keep_vars=True).values()]
+    paths = {*adapter.targets, *(place.path for place in places(model, adapter).values())}
+    held = [value for path in paths for value in modules[path].state_dict(keep_vars=True).values()]
     before = [(value, value.detach().clone()) for value in held if isinstance(value, Tensor) and not value.is_meta]
     yield
     with torch.no_grad():
@@ -200,43 +197,14 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
-def _layers(model: nn.Module, adapter: LoraAdapter) -> dict[str, int]:
-    """Return the width of every linear layer: those of the adapter, and those it must leave alone."""
-    found = {}
-    for path, module in model.named_modules():
-        width = _width(module)
-        if path in adapter.targets:
-            found[path] = adapter.targets[path].A.shape[1]
-        elif width is not None and not any(path.startswith(f"{target}.") for target in adapter.targets):
-            found[path] = width
-    return found
-
-
-def _width(module: nn.Module) -> int | None:
-    weight = getattr(module, "weight", None)
-    sizes: Iterator[Any] = (getattr(module, name, None) for name in ("in_features", "input_size"))
-    width = next((size for size in sizes if isinstance(size, int)), None)
-    whole = isinstance(weight, Tensor) and weight.ndim == 2 and width == weight.shape[1]
-    return width if whole and not list(module.children()) else None
-
-
-def _dtype(model: nn.Module, adapter: LoraAdapter) -> torch.dtype:
-    """Return the dtype the targets are called with: that of the first one that has floats to multiply with."""
-    modules = dict(model.named_modules())
-    held: Sequence[Any] = [getattr(modules.get(path), "weight", None) for path in adapter.targets]
-    floats = (w.dtype for w in held if isinstance(w, Tensor) and w.is_floating_point() and w.element_size() > 1)
-    return next(floats, torch.float32)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(iter((*model.parameters(), *model.buffers()))).device
-
-
 def _halves(adapter: LoraAdapter) -> tuple[LoraAdapter, LoraAdapter]:
-    """Return two adapters on every other layer; of one layer the same twice, another in the second."""
+    """Return two adapters on every other layer; of one layer the same twice, another in the second.
+
+    What is changed in full is of the first alone: nothing of it may be left after a switch.
+    """
     targets = list(adapter.targets.items())
     if len(targets) > 1:
-        return LoraAdapter("first", dict(targets[::2])), LoraAdapter("second", dict(targets[1::2]))
+        return LoraAdapter("first", dict(targets[::2]), adapter.changes), LoraAdapter("second", dict(targets[1::2]))
     path, one = targets[0]
-    other = LoraTarget(one.A.flip(1), one.B, one.scaling, one.scaling_from)
-    return LoraAdapter("first", {path: one}), LoraAdapter("second", {path: other})
+    other = replace(one, A=one.A.flip(1))
+    return LoraAdapter("first", {path: one}, adapter.changes), LoraAdapter("second", {path: other})

@@ -21,7 +21,7 @@ from parity.errors import LoraError
 from parity.io.lora_files import open_lora, write_lora
 from parity.io.scratch import scratch_folder
 from parity.lora.adapter import LoraAdapter
-from parity.lora.conversion import sound
+from parity.lora.conversion import sound, with_changes
 from parity.lora.formats import Given, LoraFile, read_lora, writer
 from parity.lora.loaded import Factors, LoadedLora, Target
 
@@ -129,9 +129,9 @@ def loaded_from(adapter: LoraAdapter, names: Callable[[str], str] = str) -> Load
         targets[name] = Target(
             name, (one.B.shape[0], one.A.shape[1]), r, one.scaling * r, one.scaling, one.scaling_from,
             partial(Factors, one.A, one.B), extras,
-            dtype=one.A.dtype, parameters=one.A.numel() + one.B.numel(), rank=r,
+            dtype=one.A.dtype, parameters=one.A.numel() + one.B.numel(), rank=r, embedding=one.embedding,
         )  # fmt: skip
-    return LoadedLora("adapter", "", targets, {})
+    return LoadedLora("adapter", "", with_changes(targets, adapter.changes, names), {})
 
 
 def _same(value: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from parity.io.recording import RECORDING, RecordingFolder
 from parity.io.records import as_written
 from parity.io.shards import dtype_of
 from parity.io.tree import printable
-from parity.lora.adapter import LoraAdapter, LoraTarget
+from parity.lora.adapter import FullChange, LoraAdapter, LoraTarget
 from parity.numerics.metrics import ClassicMetrics
 from parity.pair import Build, ModelPair, in_variant
 from parity.stage import Ask, Compiled, DrawOf, Dtypes, LockstepPasses, Nudge, Options, Question, T, placed
@@ -112,13 +112,15 @@ class Recorded:
             return self._adapter(tensors, note)
 
     def _adapter(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> LoraAdapter:
-        def of(path: str, scaling: float, origin: str) -> LoraTarget:
+        def of(path: str, scaling: float, origin: str, embedding: bool = False) -> LoraTarget:
             a, b = (tensors[f"{path}#{n}"].to(self._device) for n in "AB")
-            held = {name: tensors.get(f"{path}#{name}") for name in ("magnitude", "bias")}
-            more = {name: value.to(self._device) for name, value in held.items() if value is not None}
-            return LoraTarget(a, b, float(scaling), str(origin), **more)
+            held = (tensors.get(f"{path}#{name}") for name in ("magnitude", "bias"))
+            magnitude, bias = (None if value is None else value.to(self._device) for value in held)
+            return LoraTarget(a, b, float(scaling), str(origin), magnitude, bias, bool(embedding))
 
-        return LoraAdapter(note["name"], {path: of(path, *held) for path, held in note["targets"].items()})
+        full = {name: tensors[f"{name}#full"].to(self._device) for name in note.get("changes", {})}
+        changes = {name: FullChange(value, bool(note["changes"][name])) for name, value in full.items()}
+        return LoraAdapter(note["name"], {path: of(path, *held) for path, held in note["targets"].items()}, changes)
 
     def _draw(self, draw: DrawOf) -> Mapping[str, Any]:
         draws = self._manifest["draws"]

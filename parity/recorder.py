@@ -210,8 +210,10 @@ class ReferenceRecording:
         adapter = self._at.adapter
         if adapter is not None and not self._target.has_tensors("lora"):
             tensors = {f"{path}#{n}": value for path, t in adapter.targets.items() for n, value in t.tensors().items()}
-            targets = {path: [t.scaling, t.scaling_from] for path, t in adapter.targets.items()}
-            self._target.write_tensors("lora", tensors, {"name": adapter.name, "targets": targets})
+            targets = {path: [t.scaling, t.scaling_from, t.embedding] for path, t in adapter.targets.items()}
+            tensors |= {f"{name}#full": change.value for name, change in adapter.changes.items()}
+            changes = {name: change.replaces for name, change in adapter.changes.items()}
+            self._target.write_tensors("lora", tensors, {"name": adapter.name, "targets": targets, "changes": changes})
 
     def _write_draw(self, draw: DrawOf) -> dict[str, Any]:
         keep_inputs(self._target, draw)

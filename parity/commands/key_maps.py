@@ -9,17 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from parity.discover import choose
-from parity.errors import UsageError
+from parity.errors import KeyMapError, UsageError
 from parity.inventory import find_project
 from parity.io.keymaps import read_key_map
+from parity.lora.turned import turned
 from parity.pair import Build
 from parity.weights.keymap import KeyMap
+from parity.weights.plan import Shapes
 
 FORMS = "a .json file, package.module:NAME, or a pair's name"
 
 
-def key_map_named(words: str | None, reverse: bool = False) -> KeyMap | None:
+def key_map_named(
+    words: str | None, reverse: bool = False, shapes: tuple[Shapes, Shapes] | None = None
+) -> KeyMap | None:
     """Return the key map a caller means, from native to reference where it is to be reversed.
+
+    With shapes of reference and native any map of cuts and joins can be reversed, else one of plain patterns.
 
     Raises:
         UsageError: there is none of that name.
@@ -30,7 +36,15 @@ def key_map_named(words: str | None, reverse: bool = False) -> KeyMap | None:
             raise UsageError("--reverse turns a key map around: name it with --map")
         return None
     found = _found(words)
-    return found.invert() if reverse else found
+    if not reverse:
+        return found
+    if shapes is not None:
+        return turned(found.plan(*shapes))
+    try:
+        return found.invert()
+    except KeyMapError as error:
+        text = f"{str(error).partition(';')[0]}\nparity lora convert goes back by shapes"
+        raise KeyMapError(f"{text}: name both models, --base and --to-base") from error
 
 
 def _found(words: str) -> KeyMap:

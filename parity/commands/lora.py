@@ -15,7 +15,7 @@ from parity.io.lora_files import open_base, open_lora, write_lora
 from parity.lora import compare, inspect
 from parity.lora.base import Base
 from parity.lora.check import Fit, fit
-from parity.lora.conversion import fits, mapped, proved, recompress, sound, thin
+from parity.lora.conversion import fits, mapped, proved, recompress, sound, thin, whole
 from parity.lora.formats import Dialect, Given, LoraFile, dialect_of, read_lora, writer, writers
 from parity.lora.loaded import LoadedLora
 from parity.lora.moved import moved, worded
@@ -162,17 +162,19 @@ def convert_file(
     The result is read back and compared with the original before it gets its name.
     """
     with reported(json_out):
-        dialect, model, rules = writer(to), _base(base), key_map_named(key_map, reverse)
+        dialect, model, target_model = writer(to), _base(base), _base(to_base)
+        rules = key_map_named(key_map, reverse, (target_model.shapes, model.shapes) if model and target_model else None)
         lora = _read(file, Given(None, lora_alpha, adapter, prefix, model.modules if model else None))
         sound(lora)
         if rules is not None:
             lora = mapped(lora, rules, model)
         elif model is not None:
             fits(lora, model)
-        if (target_model := _base(to_base)) is not None:
+        if target_model is not None:
             fits(lora, target_model)
         lora, lost = recompress(lora, rank) if rank is not None else (lora, {})
         thin(lora)
+        whole(lora, dialect.name, target_model or (model if rules is None else None))
         data = _written(lora, dialect, out, file)
         data |= {"recompression": lost, "problems": [problem.as_dict() for problem in lora.problems]}
         emit(data, _convert_text(data, list(lora.problems)), json_out)
@@ -226,8 +228,7 @@ def _checked(lora: LoadedLora | None, found: Fit, problems: list[Problem]) -> di
 
 
 def _check_text(lora: LoadedLora | None, found: Fit, problems: list[Problem]) -> str:
-    count = len(lora.targets) if lora else 0
-    head = [f"{lora.format}: {len(found.matched)} of {count} modules fit the model"] if lora else []
+    head = [f"{lora.format}: {len(found.matched)} of {len(lora.targets)} modules fit the model"] if lora else []
     return "\n".join([*head, *inspect.told(problems)])
 
 
@@ -239,8 +240,7 @@ def _convert_text(data: dict[str, object], problems: list[Problem]) -> str:
     lost = data["recompression"]
     if isinstance(lost, dict) and lost:
         worst = max(lost, key=lambda name: float(lost[name]))
-        share = f"{100 * lost[worst]:.3g} %"
-        lines.append(f"recompressed with loss: {len(lost)} targets, up to {share} of the change, in {worst}")
+        lines.append(f"recompressed with loss: {len(lost)} targets, up to {lost[worst]:.3%} of it, in {worst}")
     return "\n".join([*lines, *inspect.told(problems)])
 
 

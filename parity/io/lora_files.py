@@ -134,7 +134,9 @@ def _file_at(path: Path) -> Path:
     if len(own) == 1 or len(found) == 1:
         return (own or found)[0]
     names = ", ".join(file.name for file in found[:4]) or "no weights"
-    raise LoraFileError("directory", f"{path} is a folder with {names}\nname one LoRA file")
+    below = [] if found else sorted(file for pattern in _WEIGHTS for file in path.glob(f"*/{pattern}"))
+    where = f", for example {below[0]}" if below else ""
+    raise LoraFileError("directory", f"{path} is a folder with {names}\nname one LoRA file{where}")
 
 
 def _source(path: Path) -> SafetensorsSource | StateDictSource:

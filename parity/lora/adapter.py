@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ class LoraTarget:
         scaling_from: where it came from (tensor, header, sidecar, argument, assumed, or in words).
         magnitude: lengths of the changed weight's rows ([O] or [O, 1]) or columns ([1, I]); None: W is only added to.
         bias: [O], what the layer's bias gains, the scaling in it; None: nothing.
+        embedding: the layer is a table of O rows; PEFT keeps its factors apart from those of linear layers.
 
     Raises:
         LoraError: shapes do not fit, the rank is zero, or a value is not finite.
@@ -37,6 +38,7 @@ class LoraTarget:
     scaling_from: str
     magnitude: Tensor | None = None
     bias: Tensor | None = None
+    embedding: bool = False
 
     def __post_init__(self) -> None:
         shapes = f"A {tuple(self.A.shape)}, B {tuple(self.B.shape)}"
@@ -76,18 +78,51 @@ class LoraTarget:
 
 
 @dataclass(frozen=True, eq=False)
-class LoraAdapter:
-    """A named LoRA: targets by dotted module path.
+class FullChange:
+    """What an adapter does to one tensor in full.
+
+    Args:
+        value: what is added to the tensor, in its shape; or what it becomes.
+        replaces: whether the tensor becomes `value`, whatever weight the adapter has.
 
     Raises:
-        LoraError: it has no targets.
+        LoraError: it holds no floats, or NaN or inf.
+    """
+
+    value: Tensor
+    replaces: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.value.is_floating_point():
+            raise LoraError(f"a change in full holds {self.value.dtype}, a float dtype is needed")
+        if not self.value.is_meta and not bool(torch.isfinite(_readable(self.value)).all()):
+            raise LoraError(f"a change in full {tuple(self.value.shape)} holds NaN or inf")
+
+    def added_to(self, old: Tensor) -> Tensor:
+        """Return what a tensor gains, in float64."""
+        value = self.value.to(old.device).double()
+        return value - old.detach().double() if self.replaces else value
+
+
+@dataclass(frozen=True, eq=False)
+class LoraAdapter:
+    """A named LoRA.
+
+    Args:
+        name: the adapter's.
+        targets: what is low-rank, by dotted module path.
+        changes: what is changed in full, by the name of the tensor (`blocks.0.norm.weight`, `blocks.0.modulation`).
+
+    Raises:
+        LoraError: it has neither.
     """
 
     name: str
     targets: Mapping[str, LoraTarget]
+    changes: Mapping[str, FullChange] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.targets:
+        if not self.targets and not self.changes:
             raise LoraError(f"adapter {self.name!r} has no targets: it would change nothing")
 
 

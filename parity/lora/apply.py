@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from parity.errors import LoraError
 from parity.lora.adapter import LoraAdapter, LoraTarget
-from parity.lora.dora import by_input, factors, with_magnitudes
+from parity.lora.beside import weight_of, wrap, wrap_in_full
+from parity.lora.dora import by_input
+from parity.lora.full import Place, places, without_bias, write
+from parity.lora.layers import kind_of, quantised, shape_of
 from parity.lora.merge import KEPT_LIMIT, check_bias, kept_share, merge_into, warn_of_swallowed
+from parity.lora.problems import some
 from parity.numerics.chunks import norm
 
 __all__ = ["KEPT_LIMIT", "AppliedModule", "AppliedReport", "applied", "kept_share", "merged", "quantised"]
+
 
 @dataclass(frozen=True)
 class AppliedModule:
@@ -30,6 +33,7 @@ class AppliedModule:
 
     The relative norm is NaN for a quantised weight, whose stored numbers are not the weight. `kept` is the share of the
     change that is in the weight once merged: below half a unit in the last place an element does not change at all.
+    Of a tensor that is changed in full the rank is 0.
     """
 
     rank: int
@@ -40,7 +44,7 @@ class AppliedModule:
 
 @dataclass(frozen=True)
 class AppliedReport:
-    """Which modules an adapter changes; `how` is "unmerged" or "merged"."""
+    """Which modules an adapter changes, and which tensors in full; `how` is "unmerged" or "merged"."""
 
     name: str
     how: str
@@ -51,19 +55,31 @@ class AppliedReport:
 def applied(model: nn.Module, adapter: LoraAdapter) -> Iterator[AppliedReport]:
     """Wrap the forward of each target: `y + scaling * B(A(x))` with A and B in the weight's dtype.
 
-    On a quantised layer A and B keep their own dtype, at most float32, and the weight stays as it is.
+    On a quantised layer A and B keep their own dtype, at most float32, and the weight stays as it is. What is changed
+    in full stands beside the weight of a linear layer, an embedding or a convolution too; other tensors (norms,
+    tables) and weights that are replaced hold it themselves meanwhile.
 
     A and B are non-persistent buffers of their module meanwhile. The model is as it was after exit, whatever happened.
+
+    Warns where a bias is for a layer without one: it is added to the layer's output, which other loaders leave out.
 
     Raises:
         LoraError: a path does not exist, is no linear layer of fitting size, or the adapter changes nothing.
     """
-    layers = _layers(model, adapter)
-    report = AppliedReport(adapter.name, "unmerged", _described(layers))
+    layers, full = _layers(model, adapter)
+    for path, (layer, target) in layers.items():
+        _check_unmerged(path, layer, target)
+    described = _described(layers, full)
+    _warn_of_biases(adapter, full)
     with ExitStack() as stack:
+        _write(stack, [place for place in full.values() if not place.beside], described)
         for layer, target in layers.values():
-            stack.callback(_wrap(layer, target))
-        yield report
+            stack.callback(wrap(layer, target))
+        for place in full.values():
+            if place.beside:
+                stack.callback(wrap_in_full(place))
+        warn_of_swallowed(adapter.name, {path: one.kept for path, one in described.items()})
+        yield AppliedReport(adapter.name, "unmerged", described)
 
 
 @contextmanager
@@ -75,12 +91,13 @@ def merged(model: nn.Module, adapter: LoraAdapter) -> Iterator[AppliedReport]:
     Raises:
         LoraError: as `applied`; or a weight is quantised, where merging would round most of the change away.
     """
-    layers = _layers(model, adapter)
-    _check_mergeable(layers)
+    layers, full = _layers(model, adapter)
+    _check_mergeable(layers, full)
     for path, (layer, target) in layers.items():
         check_bias(path, layer, target)
-    described = _described(layers)
+    described = _described(layers, full)
     with ExitStack() as stack:
+        _write(stack, list(full.values()), described)
         for path, (layer, target) in layers.items():
             kept, undo = merge_into(layer, target)
             stack.callback(undo)
@@ -89,14 +106,37 @@ def merged(model: nn.Module, adapter: LoraAdapter) -> Iterator[AppliedReport]:
         yield AppliedReport(adapter.name, "merged", described)
 
 
-def _layers(model: nn.Module, adapter: LoraAdapter) -> dict[str, tuple[nn.Module, LoraTarget]]:
+def _write(stack: ExitStack, full: list[Place], described: dict[str, AppliedModule]) -> None:
+    """Write changes in full into their tensors, and how much of each the tensor's dtype keeps into `described`."""
+    for place in full:
+        old = None if place.tensor is None else place.tensor.detach().clone()
+        stack.callback(write(place))
+        if place.tensor is not None and old is not None:
+            kept = kept_share(place.tensor, old, place.change.added_to(old))
+            described[place.name] = replace(described[place.name], kept=kept)
+
+
+Layers = dict[str, tuple[nn.Module, LoraTarget]]
+
+
+def _layers(model: nn.Module, adapter: LoraAdapter) -> tuple[Layers, dict[str, Place]]:
     modules = dict(model.named_modules(remove_duplicate=False))
     layers = {path: (_found(path, modules, adapter), target) for path, target in adapter.targets.items()}
     for path, (layer, target) in layers.items():
         _check_fits(path, layer, target)
-    if not any(_changes(target) for target in adapter.targets.values()):
+    full = places(model, adapter)
+    for place in full.values():
+        if place.attribute == "weight" and _magnitude(adapter, place.path):
+            text = f"{place.name!r} is changed in full and has magnitudes (DoRA): no loader says what that means"
+            raise LoraError(text)
+    changes = any(one.replaces or bool(one.value.any()) for one in adapter.changes.values())
+    if not changes and not any(_changes(target) for target in adapter.targets.values()):
         raise LoraError(f"adapter {adapter.name!r} changes nothing: scaling * B @ A is zero in all its targets")
-    return layers
+    return layers, full
+
+
+def _magnitude(adapter: LoraAdapter, path: str) -> bool:
+    return path in adapter.targets and adapter.targets[path].magnitude is not None
 
 
 def _changes(target: LoraTarget) -> bool:
@@ -116,7 +156,7 @@ def _found(path: str, modules: Mapping[str, nn.Module], adapter: LoraAdapter) ->
 
 
 def _check_fits(path: str, layer: nn.Module, target: LoraTarget) -> None:
-    shape = _shape(layer)
+    shape = shape_of(layer)
     if shape is None:
         kind = type(layer).__name__
         raise LoraError(f"{path!r} is a {kind} without a weight [out, in] of floats; LoRA needs a linear layer")
@@ -127,40 +167,41 @@ def _check_fits(path: str, layer: nn.Module, target: LoraTarget) -> None:
         raise LoraError(f"{path!r} is quantised: magnitudes (DoRA) need the weight itself")
 
 
-def _shape(layer: nn.Module) -> tuple[int, int] | None:
-    """Return (O, I) of a linear layer; of a quantised one by its features, since its weight may be packed."""
-    weight, sizes = getattr(layer, "weight", None), [getattr(layer, f"{way}_features", None) for way in ("out", "in")]
-    if isinstance(weight, Tensor) and not quantised(layer):
-        return (weight.shape[0], weight.shape[1]) if weight.ndim == 2 else None
-    if all(isinstance(size, int) for size in sizes):
-        return int(sizes[0] or 0), int(sizes[1] or 0)
-    return (weight.shape[0], weight.shape[1]) if isinstance(weight, Tensor) and weight.ndim == 2 else None
+def _check_unmerged(path: str, layer: nn.Module, target: LoraTarget) -> None:
+    """Refuse what can only be merged."""
+    kind = kind_of(layer)
+    if kind is None:
+        text = f"{path!r} is a {type(layer).__name__}: a change cannot stand beside its weight"
+        raise LoraError(f"{text}\nmerge the adapter: parity.lora.apply.merged")
+    if target.magnitude is not None and kind == "convolution" and by_input(target):
+        text = f"{path!r} is a convolution: magnitudes (DoRA) of its inputs cannot stand beside its weight"
+        raise LoraError(f"{text}\nmerge the adapter: parity.lora.apply.merged")
 
 
-def quantised(layer: nn.Module) -> bool:
-    """Whether a layer's stored weight is integers, eight-bit floats, or not there under that name."""
-    weight = getattr(layer, "weight", None)
-    return not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.element_size() == 1
-
-
-def _check_mergeable(layers: Mapping[str, tuple[nn.Module, LoraTarget]]) -> None:
+def _check_mergeable(layers: Layers, full: Mapping[str, Place]) -> None:
     found = [path for path, (layer, _) in layers.items() if quantised(layer)]
+    found += [name for name, place in full.items() if place.attribute == "weight" and quantised(place.layer)]
     if found:
         text = f"{len(found)} layers are quantised, the first {found[0]!r}: merging would round most of the change away"
         raise LoraError(f"{text}\napply the adapter unmerged, or merge it before the model is quantised")
 
 
-def _weight(layer: nn.Module) -> Tensor:
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    return weight
+def _warn_of_biases(adapter: LoraAdapter, full: Mapping[str, Place]) -> None:
+    if without := list(without_bias(full)):
+        text = f"adapter {adapter.name!r} changes the bias of {len(without)} layers that have none: {some(without)}"
+        warnings.warn(f"{text}; it is added to their output, where other loaders leave it out", stacklevel=4)
 
 
-def _described(layers: Mapping[str, tuple[nn.Module, LoraTarget]]) -> dict[str, AppliedModule]:
-    return {
-        path: AppliedModule(target.rank, target.scaling, _relative(target, layer))
-        for path, (layer, target) in layers.items()
-    }
+def _described(layers: Layers, full: Mapping[str, Place]) -> dict[str, AppliedModule]:
+    low = {p: AppliedModule(t.rank, t.scaling, _relative(t, layer)) for p, (layer, t) in layers.items()}
+    return {**low, **{name: AppliedModule(0, 1.0, _relative_in_full(place)) for name, place in full.items()}}
+
+
+def _relative_in_full(place: Place) -> float:
+    if place.tensor is None or (place.attribute == "weight" and quantised(place.layer)):
+        return math.nan
+    size, change = norm(place.tensor), norm(place.change.added_to(place.tensor))
+    return change / size if size else float("inf")
 
 
 def _relative(target: LoraTarget, layer: nn.Module) -> float:
@@ -169,70 +210,5 @@ def _relative(target: LoraTarget, layer: nn.Module) -> float:
         return math.nan
     A, B = target.A.double(), target.B.double()
     square = float(((B.t() @ B) * (A @ A.t()).t()).sum().clamp_min(0))
-    size = norm(_weight(layer))
+    size = norm(weight_of(layer))
     return abs(target.scaling) * square**0.5 / size if size else float("inf")
-
-
-def _wrap(layer: nn.Module, target: LoraTarget) -> Callable[[], None]:
-    """Wrap the layer's forward and return what undoes it."""
-    own = layer.__dict__.get("forward")
-    dtype, device = _arithmetic(layer, target)
-    names = [_free_name(layer, name) for name in ("lora_A", "lora_B")]
-    for name, value in zip(names, (target.A, target.B), strict=True):
-        layer.register_buffer(name, value.detach().to(device, dtype, copy=True), persistent=False)
-    layer.__dict__["forward"] = _with_lora(layer, layer.forward, names[0], names[1], target.scaling)
-    if target.magnitude is not None:
-        names.append(_free_name(layer, "lora_magnitude"))
-        layer.register_buffer(names[-1], factors(target, _weight(layer)).to(device, dtype), persistent=False)
-        layer.__dict__["forward"] = with_magnitudes(layer, layer.__dict__["forward"], names[-1], by_input(target))
-    if target.bias is not None:
-        names.append(_free_name(layer, "lora_bias"))
-        layer.register_buffer(names[-1], target.bias.detach().to(device, dtype, copy=True), persistent=False)
-        layer.__dict__["forward"] = _with_bias(layer, layer.__dict__["forward"], names[-1])
-
-    def undo() -> None:
-        layer.__dict__.pop("forward", None)
-        if own is not None:
-            layer.__dict__["forward"] = own
-        for name in names:
-            delattr(layer, name)
-
-    return undo
-
-
-def _arithmetic(layer: nn.Module, target: LoraTarget) -> tuple[torch.dtype, torch.device]:
-    """Return the dtype and device of A and B: the weight's, or on a quantised layer the adapter's own."""
-    held = next((value for value in (*layer.parameters(False), *layer.buffers(False))), target.A)
-    if not quantised(layer):
-        return _weight(layer).dtype, held.device
-    low = target.A.dtype in (torch.bfloat16, torch.float16)
-    return (target.A.dtype if low else torch.float32), held.device
-
-
-def _free_name(layer: nn.Module, name: str) -> str:
-    names = (f"{name}_{number}" if number else name for number in range(1000))
-    return next(free for free in names if not hasattr(layer, free))
-
-
-def _with_bias(layer: nn.Module, forward: Callable[..., Any], name: str) -> Callable[..., Any]:
-    def with_bias(*args: Any, **kwargs: Any) -> Any:
-        result = forward(*args, **kwargs)
-        y = result[0] if isinstance(result, tuple) else result
-        y = (y + getattr(layer, name)).to(y.dtype)
-        return (y, *result[1:]) if isinstance(result, tuple) else y
-
-    return with_bias
-
-
-def _with_lora(
-    layer: nn.Module, forward: Callable[..., Any], name_a: str, name_b: str, scaling: float
-) -> Callable[..., Any]:
-    def with_lora(*args: Any, **kwargs: Any) -> Any:
-        x = args[0] if args else next(iter(kwargs.values()))
-        A, B = getattr(layer, name_a), getattr(layer, name_b)
-        result = forward(*args, **kwargs)
-        y = result[0] if isinstance(result, tuple) else result
-        y = (y + F.linear(F.linear(x.to(A.dtype), A), B) * scaling).to(y.dtype)
-        return (y, *result[1:]) if isinstance(result, tuple) else y
-
-    return with_lora

@@ -33,10 +33,12 @@ def fit(lora: LoadedLora, base: Base) -> Fit:
     found = Fit()
     for target in lora.targets.values():
         _place(target, base, found)
-    found.problems += [*_about_biases(lora, base, found), *_about_missing(found, base), *_about_shapes(found)]
+    found.problems += _about_full(lora, base, found)
+    biases, missing = _about_biases(lora, base, found), _about_missing(found, base, lora.prefix)
+    found.problems += [*biases, *missing, *_about_shapes(found)]
     if not found.matched and not found.wrong:
         text = f"none of the {len(lora.targets)} modules of the LoRA is in the model: loaders would change nothing"
-        found.problems.insert(0, error("no_module_matched", f"{text}{_way_out(found, base)}"))
+        found.problems.insert(0, error("no_module_matched", f"{text}{_way_out(found, base, lora.prefix)}"))
     return found
 
 
@@ -50,6 +52,21 @@ def _place(target: Target, base: Base, found: Fit) -> None:
             found.turned.add(target.module)
     else:
         found.matched.append(target.module)
+
+
+def _about_full(lora: LoadedLora, base: Base, found: Fit) -> Iterator[Problem]:
+    """Name changes in full whose shape is another than the tensor's, though the sizes fit."""
+    wrong = [text for module in found.matched if (text := _other_shape(lora.targets[module], base))]
+    if wrong:
+        yield error("shape_mismatch", f"{len(wrong)} changes in full have other shapes: {wrong[0]}")
+
+
+def _other_shape(target: Target, base: Base) -> str:
+    there = base.shapes.get(f"{target.module}.weight", base.shapes.get(target.module))
+    for role in ("diff", "diff_m", "set_weight"):
+        if role in target.extras and there is not None and (size := target.extras[role]().shape) != there:
+            return f"{target.module} is {list(size)}, the tensor {list(there)}"
+    return ""
 
 
 def _has_weight(target: Target) -> bool:
@@ -77,16 +94,16 @@ def _wrong_biases(target: Target, base: Base) -> Iterator[str]:
             yield f"{target.module}: the file changes a bias of {size}, the model has {has}"
 
 
-def _about_missing(found: Fit, base: Base) -> Iterator[Problem]:
+def _about_missing(found: Fit, base: Base, prefix: str) -> Iterator[Problem]:
     if not found.missing or not (found.matched or found.wrong):
         return
     count = len(found.missing) + len(found.matched) + len(found.wrong)
     last = some(sorted({module.rpartition(".")[2] for module in found.missing}), 6)
     text = f"{len(found.missing)} of {count} modules are not in the model (named {last}): {some(found.missing)}"
-    yield error("missing_modules", f"{text}{_way_out(found, base)}")
+    yield error("missing_modules", f"{text}{_way_out(found, base, prefix)}")
 
 
-def _way_out(found: Fit, base: Base) -> str:
+def _way_out(found: Fit, base: Base, prefix: str) -> str:
     """Say what to change: a prefix, the names, or that it is another model."""
     if not found.missing:
         return ""
@@ -94,7 +111,9 @@ def _way_out(found: Fit, base: Base) -> str:
     parts = first.split(".")
     shorter = next((".".join(parts[n:]) for n in range(1, len(parts)) if ".".join(parts[n:]) in names), None)
     if shorter is not None:
-        return f"\ntake {first.removesuffix(shorter)!r} off the names: the model has {shorter!r}"
+        extra = first.removesuffix(shorter)
+        text = f"\ntake {extra!r} off the names: the model has {shorter!r}"
+        return f"{text}\nparity lora convert does so with --prefix {prefix}{extra}"
     longer = next((name for name in names if name.endswith(f".{first}")), None)
     if longer is not None:
         return f"\nput {longer.removesuffix(first)!r} before the names: the model has {longer!r}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from parity.errors import LoraFileError
-from parity.lora.adapter import LoraTarget
+from parity.lora.adapter import FullChange, LoraTarget
 from parity.lora.base import Base
 from parity.lora.check import fit
 from parity.lora.compare import RTOL, Comparison, compared
 from parity.lora.delta import factors_in_float64, recompressed
+from parity.lora.formats.shapes import two_dimensional
 from parity.lora.loaded import Factors, LoadedLora, Target
 from parity.lora.mapping import map_adapter
 from parity.lora.problems import some
@@ -39,7 +40,7 @@ def mapped(lora: LoadedLora, key_map: KeyMap, base: Base | None = None) -> Loade
     """Carry a LoRA through a key map; with the base's shapes fused layers may be targeted in part.
 
     Raises:
-        LoraFileError: names are not resolved, or a change is not one of A and B alone.
+        LoraFileError: names are not resolved, or it needs the base's shapes.
         LoraError: a target is no weight of the base or has another size, or goes nowhere.
         KeyMapError: the map does not account for the keys.
     """
@@ -50,13 +51,39 @@ def mapped(lora: LoadedLora, key_map: KeyMap, base: Base | None = None) -> Loade
     native = {key: value.shape for key, value in key_map.native_tensors(_empty(reference)).items()}
     plan = key_map.plan(reference, native)
     found = map_adapter(adapter, key_map, reference, native)
-    targets = {module: _as_target(module, target, plan) for module, target in found.targets.items()}
+    low = {module: _as_target(module, target, plan) for module, target in found.targets.items()}
+    targets = with_changes(low, found.changes)
     if not targets:
         raise LoraFileError("no_targets", "the map carries no target of the LoRA over")
     return replace(lora, targets=targets, prefix="", keys={})
 
 
+def with_changes(
+    targets: Mapping[str, Target], changes: Mapping[str, FullChange], names: Callable[[str], str] = str
+) -> dict[str, Target]:
+    """Return targets with changes in full beside them, or in targets of their own; `names` gives their modules'."""
+    out = dict(targets)
+    for key, change in changes.items():
+        path, _, leaf = key.rpartition(".")
+        known = leaf in ("weight", "bias")
+        module = names(path if known else key)
+        role = {("weight", True): "set_weight", ("bias", True): "set_bias", ("bias", False): "diff_b"}.get(
+            (leaf, change.replaces), "set_weight" if change.replaces else "diff"
+        )
+        held, size = out.get(module), change.value.numel()
+        if held is None:
+            shape = two_dimensional(change.value.shape)
+            held = Target(module, shape, scaling_from="assumed", dtype=change.value.dtype)
+        extras: dict[str, Callable[[], Tensor]] = {**held.extras, role: partial(_same, change.value)}
+        out[module] = replace(held, extras=extras, parameters=held.parameters + size)
+    return out
+
+
 def _own_shapes(lora: LoadedLora) -> dict[str, torch.Size]:
+    full = [target.module for target in lora.targets.values() if target.changes()]
+    if full:
+        text = f"changes in full need the base's shapes, name it with --base: {some(full)}"
+        raise LoraFileError("needs_base", text)
     kernels = [target.module for target in lora.targets.values() if target.kernel]
     if kernels:
         raise LoraFileError("needs_base", f"convolutions need the base's shapes, name it with --base: {some(kernels)}")
@@ -74,8 +101,9 @@ def _as_target(module: str, mapped_target: LoraTarget, plan: KeyPlan) -> Target:
     r = target.rank // parts
     return Target(
         module, (target.B.shape[0], target.A.shape[1]), r, target.scaling * r, target.scaling, target.scaling_from,
-        partial(Factors, target.A, target.B), _beside(target), parts=parts, dtype=target.A.dtype,
-        parameters=target.A.numel() + target.B.numel(), rank=target.rank,
+        partial(Factors, target.A, target.B), _beside(target), tuple(plan.native_shapes[key][2:]), parts=parts,
+        dtype=target.A.dtype, parameters=target.A.numel() + target.B.numel(), rank=target.rank,
+        embedding=target.embedding,
     )  # fmt: skip
 
 
@@ -116,6 +144,22 @@ def fits(lora: LoadedLora, base: Base) -> None:
     for problem in fit(lora, base).problems:
         if problem.severity == "error":
             raise LoraFileError(problem.code, problem.message)
+
+
+def whole(lora: LoadedLora, dialect: str, base: Base | None) -> None:
+    """Refuse to write half of a layer where layers are kept whole: PEFT's `modules_to_save`.
+
+    Raises:
+        LoraFileError: weight or bias is replaced, and the model has the other too.
+    """
+    for target in lora.targets.values() if dialect == "peft" and base is not None else ():
+        held = {"set_weight": "weight", "set_bias": "bias"}
+        own = [name for role, name in held.items() if role in target.extras]
+        there = [name for name in held.values() if base is not None and f"{target.module}.{name}" in base.shapes]
+        missing = [name for name in there if name not in own]
+        if own and missing and target.factors is None:
+            text = f"PEFT keeps layers that are replaced whole; the file has no {missing[0]} for {target.module}"
+            raise LoraFileError("cannot_hold", f"{text}\nwhat can: comfyui")
 
 
 def thin(lora: LoadedLora) -> None:

@@ -37,7 +37,7 @@ class Delta:
             value = self.full if low is None else low
             assert value is not None
             return value
-        return low + self.full
+        return low + self.full.reshape(low.shape)
 
     def norm(self) -> float:
         """Return the Frobenius norm, from R x R products where there are only factors."""
@@ -108,7 +108,7 @@ def _cores(a: Delta, b: Delta) -> tuple[Tensor, Tensor]:
     With B = [B1 B2] = Q_b R_b and A^T = [A1^T A2^T] = Q_a R_a each change is Q_b (R_b_i R_a_i^T) Q_a^T.
     """
     if a.factors is None or b.factors is None or a.full is not None or b.full is not None:
-        return a.dense(), b.dense()
+        return a.dense().reshape(-1, 1), b.dense().reshape(-1, 1)
     r = a.factors.A.shape[0]
     left = upper(torch.cat([a.factors.B, b.factors.B], 1))
     right = upper(torch.cat([a.factors.A.t(), b.factors.A.t()], 1))

@@ -8,7 +8,7 @@ Letters in shapes: N rows of inputs, R rank, I inputs and O outputs of the layer
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -43,6 +43,9 @@ class Answers:
         off, on: by layer. Shapes: [N, O].
         kept: by layer, the share of the change in its stored weight where it was merged.
         unit: of the dtype A and B are stored in on this side.
+        wanted: what the change should be where the weight decides that too (magnitudes), or it is in full. [N, O].
+        doubts: by layer with magnitudes, what usual mistakes would make of it, by their words. Shapes: [N, O].
+        directions: by layer with magnitudes of outputs, W x and (W + scaling B A) x. Shapes: [N, O].
     """
 
     inputs: Mapping[int, Tensor]
@@ -50,11 +53,21 @@ class Answers:
     on: Mapping[str, Tensor]
     kept: Mapping[str, float] = field(default_factory=dict)
     unit: float = 2.0**-23
+    wanted: Mapping[str, Tensor] = field(default_factory=dict)
+    doubts: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    directions: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @property
     def tolerance(self) -> float:
         """How far a change may be from the file's: A and B were rounded to the side's dtype."""
         return max(8 * self.unit, 1e-5)
+
+    def tolerance_at(self, path: str) -> float:
+        """Return it for a layer; a magnitude's rounding is one of the whole output, not of the change."""
+        if path not in self.doubts:
+            return self.tolerance
+        size = float(self.wanted[path].norm())
+        return self.tolerance + (self.unit * float(self.off[path].norm()) / size if size else 0.0)
 
     def change(self, path: str) -> Tensor | None:
         """Return what the LoRA does at a layer; None where it was not asked."""
@@ -76,15 +89,22 @@ def expected(target: LoraTarget, x: Tensor) -> Tensor:
 
 
 def effects(adapter: LoraAdapter, answers: Answers) -> dict[str, ModuleEffect]:
-    """Return what the LoRA does to each target that was asked."""
+    """Return what the LoRA does to each target, and to each tensor it changes in full, that was asked."""
     out = {}
-    for path, target in adapter.targets.items():
-        change, x = answers.change(path), answers.inputs.get(target.A.shape[1])
-        if target.magnitude is not None:
-            continue  # what it does depends on the weight
-        if change is not None and x is not None and change.shape[-1] == target.B.shape[0]:
-            out[path] = effect_of(change, expected(target, x), answers.kept.get(path, 1.0))
+    for path, wanted in wanted_changes(adapter, answers):
+        change = answers.change(path)
+        if change is not None and change.shape == wanted.shape:
+            out[path] = effect_of(change, wanted, answers.kept.get(path, 1.0))
     return out
+
+
+def wanted_changes(adapter: LoraAdapter, answers: Answers) -> Iterator[tuple[str, Tensor]]:
+    """Yield what should be changed, with by how much, as far as that is known. Shapes: [N, O]."""
+    yield from answers.wanted.items()
+    for path, target in adapter.targets.items():
+        x = answers.inputs.get(target.A.shape[1])
+        if path not in answers.wanted and target.magnitude is None and not target.embedding and x is not None:
+            yield path, expected(target, x)
 
 
 def effect_of(found: Tensor, wanted: Tensor, kept: float = 1.0) -> ModuleEffect:

@@ -45,6 +45,6 @@ _REASONS: tuple[tuple[str, Callable[[LoraTarget], float]], ...] = (
 def reason_for(ratio: float, targets: Sequence[LoraTarget], tolerance: float = 0.01) -> str:
     """Return what usually makes a factor on targets like these, "" where nothing known does."""
     for words, factor in _REASONS:
-        if all(near(ratio, factor(target), tolerance) for target in targets if target.scaling):
+        if targets and all(near(ratio, factor(target), tolerance) for target in targets if target.scaling):
             return words
     return ""

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from parity.lora.adapter import LoraAdapter, LoraTarget
 from parity.lora.apply import KEPT_LIMIT
-from parity.lora.effects import Answers, ModuleEffect, effect_of, effects, expected
+from parity.lora.effects import Answers, ModuleEffect, effect_of, effects, expected, wanted_changes
 from parity.lora.factors import reason_for, worded_factor
+from parity.lora.magnitudes import mistaken
 from parity.lora.problems import Severity, some
 
 _SAME = 0.999
@@ -28,8 +29,8 @@ class LoraFinding:
     """One thing that is wrong with how a side applies a LoRA.
 
     Args:
-        code: for scripts: not_applied, partly_applied, no_values, scaling, transposed, wrong_module, otherwise,
-            swallowed, left_behind, old_adapter, added_wrongly.
+        code: for scripts: not_applied, partly_applied, no_values, scaling, transposed, magnitudes, wrong_module,
+            otherwise, swallowed, left_behind, old_adapter, added_wrongly.
         side: "reference" or "native".
         message: in words.
         severity: an error is another function than the file's, a warning is one of storage.
@@ -47,40 +48,67 @@ class LoraFinding:
         return {**asdict(self), "modules": list(self.modules)}
 
 
-Kind = Literal["right", "broken", "missing", "scaled", "transposed", "other"]
+Kind = Literal["right", "broken", "missing", "scaled", "transposed", "magnitudes", "other"]
 
 
 def findings(side: str, adapter: LoraAdapter, answers: Answers) -> list[LoraFinding]:
     """Say what is wrong with a LoRA that is on a side now."""
     found = effects(adapter, answers)
-    live = {path: effect for path, effect in found.items() if adapter.targets[path].scaling}
+    live = {path: effect for path, effect in found.items() if _is_live(path, adapter)}
     by_kind: dict[Kind, list[str]] = {}
     for path, effect in live.items():
-        by_kind.setdefault(_kind(adapter.targets[path], effect, answers, path), []).append(path)
-    strays = [path for path in answers.on if path not in adapter.targets and answers.changed(path)]
+        by_kind.setdefault(_kind(adapter.targets.get(path), effect, answers, path), []).append(path)
+    meant = {*adapter.targets, *answers.wanted}
+    strays = [path for path in answers.on if path not in meant and answers.changed(path)]
     return [
         *_broken(side, by_kind.get("broken", [])),
         *_missing(side, by_kind.get("missing", []), len(live)),
         *_scaled(side, by_kind.get("scaled", []), adapter, live),
         *_turned(side, by_kind.get("transposed", [])),
+        *_unmagnified(side, by_kind.get("magnitudes", []), answers),
         *_elsewhere(side, [*by_kind.get("other", []), *strays], adapter, answers),
         *_swallowed(side, live),
     ]
 
 
-def _kind(target: LoraTarget, effect: ModuleEffect, answers: Answers, path: str) -> Kind:
+def _is_live(path: str, adapter: LoraAdapter) -> bool:
+    target = adapter.targets.get(path)
+    return target is None or bool(target.scaling) or target.magnitude is not None
+
+
+def _kind(target: LoraTarget | None, effect: ModuleEffect, answers: Answers, path: str) -> Kind:
     change = answers.change(path)
     assert change is not None
     if not bool(torch.isfinite(change).all()):
         return "broken"
-    if effect.rel_l2 <= answers.tolerance and abs(effect.ratio - 1) <= max(answers.unit, 1e-5):
+    if effect.rel_l2 <= answers.tolerance_at(path) and abs(effect.ratio - 1) <= _slack(answers, path):
         return "right"
     if math.isnan(effect.cosine):
         return "missing"
+    if mistaken(change, answers, path) is not None:
+        return "magnitudes"
     if abs(effect.cosine) >= _SAME:
-        return "scaled" if abs(effect.ratio - 1) > max(answers.unit, 1e-5) else "right"
+        return "scaled" if abs(effect.ratio - 1) > _slack(answers, path) else "right"
+    if target is None or target.A.shape[1] not in answers.inputs:
+        return "other"
     turned = _transposed(target, answers.inputs[target.A.shape[1]])
     return "transposed" if turned is not None and _cosine(change, turned) >= _SAME else "other"
+
+
+def _slack(answers: Answers, path: str) -> float:
+    own = answers.tolerance_at(path) if path in answers.doubts else answers.unit
+    return max(own, 1e-5)
+
+
+def _unmagnified(side: str, paths: list[str], answers: Answers) -> Iterator[LoraFinding]:
+    groups: dict[str, list[str]] = {}
+    for path in paths:
+        change = answers.change(path)
+        assert change is not None
+        groups.setdefault(mistaken(change, answers, path) or "", []).append(path)
+    for words, same in groups.items():
+        text = f"magnitudes (DoRA) {words} in {len(same)} layers: {some(same)}"
+        yield LoraFinding("magnitudes", side, text, modules=tuple(same))
 
 
 def _transposed(target: LoraTarget, x: Tensor) -> Tensor | None:
@@ -121,7 +149,7 @@ def _scaled(
         exactly = worded_factor(ratio)
         factor = exactly if exactly.startswith("exactly") else f"{ratio:.3g} x"
         text = f"scaling off by {factor} in {len(same)} of {len(found)} layers: {some(same)}"
-        why = reason_for(ratio, [adapter.targets[path] for path in same])
+        why = reason_for(ratio, [adapter.targets[path] for path in same if path in adapter.targets])
         yield LoraFinding("scaling", side, text + (f"; {why}" if why else ""), modules=tuple(same))
 
 
@@ -146,10 +174,8 @@ def _source(path: str, adapter: LoraAdapter, answers: Answers) -> str | None:
     change = answers.change(path)
     if change is None:
         return None
-    for name, target in adapter.targets.items():
-        x = answers.inputs.get(target.A.shape[1])
-        fits = x is not None and name != path and target.B.shape[0] == change.shape[-1]
-        if fits and x is not None and _cosine(change, expected(target, x)) >= _SAME:
+    for name, wanted in wanted_changes(adapter, answers):
+        if name != path and wanted.shape == change.shape and _cosine(change, wanted) >= _SAME:
             return name
     return None
 
@@ -174,7 +200,8 @@ def left_behind(side: str, answers: Answers) -> list[LoraFinding]:
 
 def after_switch(side: str, old: LoraAdapter, new: LoraAdapter, answers: Answers) -> list[LoraFinding]:
     """Say which layers the old adapter still changes after a switch to the new one."""
-    stale = [p for p in answers.on if p in old.targets and p not in new.targets and answers.changed(p)]
+    former, wanted = {*old.targets, *old.changes}, {*new.targets, *new.changes}
+    stale = [p for p in answers.on if p in former and p not in wanted and answers.changed(p)]
     both = _both(old, new, answers)
     if not stale and not both:
         return []
@@ -186,7 +213,9 @@ def _both(old: LoraAdapter, new: LoraAdapter, answers: Answers) -> list[str]:
     """Return layers of both adapters that hold the sum of the two."""
     found = []
     for path in set(old.targets) & set(new.targets):
-        change, x = answers.change(path), answers.inputs[new.targets[path].A.shape[1]]
+        change, x = answers.change(path), answers.inputs.get(new.targets[path].A.shape[1])
+        if x is None or path in answers.wanted:
+            continue
         together = expected(old.targets[path], x) + expected(new.targets[path], x)
         if change is not None and effect_of(change, together).rel_l2 <= answers.tolerance:
             found.append(path)
@@ -201,6 +230,8 @@ def added(side: str, adapters: Iterable[LoraAdapter], answers: Answers) -> list[
         for path, target in adapter.targets.items():
             if target.magnitude is not None:
                 return []  # lengths are of the weight as changed by both
+            if path in answers.wanted or target.A.shape[1] not in answers.inputs:
+                continue  # changed in full, too
             part = expected(target, answers.inputs[target.A.shape[1]])
             sums[path] = sums[path] + part if path in sums else part
     for path, wanted in sums.items():

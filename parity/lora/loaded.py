@@ -6,14 +6,14 @@ Letters in shapes: R rank, I inputs and O outputs of the layer (a convolution's 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from parity.errors import LoraFileError
-from parity.lora.adapter import LoraAdapter, LoraTarget
+from parity.lora.adapter import FullChange, LoraAdapter, LoraTarget
 from parity.lora.problems import Problem
 
 KeyState = Literal["used", "unsupported", "unexpected"]
@@ -45,6 +45,7 @@ class Target:
         dtype: in which A is stored.
         parameters: numbers in the file.
         rank: rows of A; for a plain pair `r` times `parts`.
+        embedding: the layer is a table of O rows.
     """
 
     module: str
@@ -60,6 +61,7 @@ class Target:
     dtype: torch.dtype = torch.float32
     parameters: int = 0
     rank: int = 0
+    embedding: bool = False
 
     def target(self) -> LoraTarget:
         """Return A, B and scaling in the form that is applied and mapped.
@@ -73,7 +75,22 @@ class Target:
         A, B = self.factors()
         magnitude = self.extras["magnitude"]() if "magnitude" in self.extras else None
         bias = self.extras["diff_b"]().flatten() if "diff_b" in self.extras else None
-        return LoraTarget(A, B, self.scaling, self.scaling_from, magnitude, bias)
+        return LoraTarget(A, B, self.scaling, self.scaling_from, magnitude, bias, self.embedding)
+
+    def changes(self) -> dict[str, FullChange]:
+        """Return what is changed in full, by the names of tensors; a bias beside A and B is the low-rank target's.
+
+        Raises:
+            LoraError: values that are not finite.
+        """
+        added = {"diff": f"{self.module}.weight", "diff_m": self.module, "diff_b": f"{self.module}.bias"}
+        placed = {"set_weight": f"{self.module}.weight", "set_bias": f"{self.module}.bias"}
+        out = {name: FullChange(self.extras[role](), True) for role, name in placed.items() if role in self.extras}
+        for role, name in added.items():
+            if role in self.extras and not (role == "diff_b" and self.factors is not None):
+                value = self.extras[role]()
+                out[name] = replace(out[name], value=out[name].value + value) if name in out else FullChange(value)
+        return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,10 +121,7 @@ class LoadedLora:
         """Return it as it is applied to a model.
 
         Raises:
-            LoraError: it has no targets, or some that are not low-rank alone.
+            LoraError: it has no targets.
         """
-        extra = [target.module for target in self.targets.values() if set(target.extras) - {"magnitude", "diff_b"}]
-        if extra:
-            text = f"{len(extra)} targets change more than B @ A, magnitudes and biases do, the first {extra[0]!r}"
-            raise LoraFileError("full_change", text)
-        return LoraAdapter(name, {module: target.target() for module, target in self.targets.items()})
+        low = {module: target.target() for module, target in self.targets.items() if target.factors is not None}
+        return LoraAdapter(name, low, {n: c for target in self.targets.values() for n, c in target.changes().items()})

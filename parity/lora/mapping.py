@@ -18,6 +18,7 @@ from torch import Tensor
 from parity.errors import LoraError
 from parity.lora import rows
 from parity.lora.adapter import LoraAdapter, LoraTarget
+from parity.lora.full_mapping import map_changes
 from parity.weights.keymap import KeyMap
 from parity.weights.piece import Piece
 from parity.weights.plan import KeyPlan, Shapes
@@ -43,7 +44,7 @@ def map_adapter(
         placed = [(piece, _taken(piece, targets[piece.reference])) for piece in pieces if piece.reference in targets]
         if placed:
             out[native.removesuffix(".weight")] = _joined(native, placed, pieces, native_shapes[native])
-    return LoraAdapter(adapter.name, out)
+    return LoraAdapter(adapter.name, out, map_changes(adapter.changes, plan))
 
 
 def _weight_key(path: str, plan: KeyPlan) -> str:
@@ -108,7 +109,8 @@ def _fused(native: str, placed: Placed, pieces: Sequence[Piece]) -> LoraTarget:
     else:
         shared, blocks = torch.cat(kept, dim=0 if by_rows else 1), _diagonal(placed_in, size)
     A, B = (shared, blocks) if by_rows else (blocks.t(), shared)
-    return LoraTarget(A, B, scaling, origin, magnitude, bias)
+    embedding = all(target.embedding for _, target in placed)
+    return LoraTarget(A, B, scaling, origin, magnitude, bias, embedding)
 
 
 def _rescaled(target: LoraTarget, scaling: float) -> LoraTarget:

@@ -26,7 +26,7 @@ def merge_into(layer: nn.Module, target: LoraTarget) -> tuple[float, Callable[[]
     weight = _held(layer, "weight")
     data, old = weight.detach(), weight.detach().clone()
     delta = (change_of(target, weight) if target.magnitude is not None else target.delta(torch.float32)).float()
-    delta = delta.to(weight.device)
+    delta = delta.to(weight.device).reshape(weight.shape)
     put_back = [(data, old)]
     if target.bias is not None:
         bias = _held(layer, "bias").detach()

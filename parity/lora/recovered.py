@@ -45,10 +45,14 @@ def recovered(model: nn.Module, adapter_name: str = "default") -> LoadedLora:
 
 def _factors(layer: nn.Module, name: str) -> Factors | None:
     held: list[Any] = [getattr(layer, which, None) for which in ("lora_A", "lora_B")]
-    if any(not isinstance(one, nn.ModuleDict) or name not in one for one in held):
-        return None
-    A, B = (one[name].weight.detach() for one in held)
-    return Factors(A, B)
+    if all(isinstance(one, nn.ModuleDict) and name in one for one in held):
+        A, B = (one[name].weight.detach() for one in held)
+        return Factors(A, B)
+    table: list[Any] = [getattr(layer, f"lora_embedding_{which}", None) for which in "AB"]
+    if all(isinstance(one, nn.ParameterDict) and name in one for one in table):
+        entries, width = (one[name].detach() for one in table)  # [R, O], [I, R]: a table's weight has a row an entry
+        return Factors(width.t(), entries.t())
+    return None
 
 
 def _target(name: str, factors: Factors, layer: nn.Module, adapter_name: str) -> Target:
@@ -61,15 +65,28 @@ def _target(name: str, factors: Factors, layer: nn.Module, adapter_name: str) ->
     shape = (factors.B.shape[0], two_dimensional(factors.A.shape)[1])
     flat = Factors(factors.A.flatten(1), factors.B.flatten(1))
     extras = {"diff_b": partial(_scaled, bias, factor)} if (bias := _bias(layer, adapter_name)) is not None else {}
+    if (magnitude := _magnitude(layer, adapter_name)) is not None:
+        extras["magnitude"] = partial(_scaled, magnitude, 1.0)
+    table = isinstance(getattr(layer, "lora_embedding_A", None), nn.ParameterDict) and not _has_factors(layer)
     return Target(
         name, shape, r, factor * r, factor, "loaded", partial(Factors, *flat), extras, tuple(factors.A.shape[2:]),
-        1, factors.A.dtype, factors.A.numel() + factors.B.numel(), r,
+        1, factors.A.dtype, factors.A.numel() + factors.B.numel(), r, table,
     )  # fmt: skip
+
+
+def _has_factors(layer: nn.Module) -> bool:
+    return bool(len(getattr(layer, "lora_A", ())))
+
+
+def _magnitude(layer: nn.Module, name: str) -> Tensor | None:
+    held: Any = getattr(layer, "lora_magnitude_vector", {})
+    value = getattr(held[name], "weight", None) if name in held else None
+    return value.detach() if isinstance(value, Tensor) and not value.is_meta else None
 
 
 def _bias(layer: nn.Module, name: str) -> Tensor | None:
     up: Any = getattr(layer, "lora_B", {})
-    bias = up[name].bias
+    bias = getattr(up[name], "bias", None) if name in up else None
     return bias.detach() if isinstance(bias, Tensor) and not bias.is_meta and bool(bias.any()) else None
 
 

@@ -93,14 +93,16 @@ class Adapters:
 
 
 def weighted(adapter: LoraAdapter, weight: float) -> LoraAdapter:
-    """Return the adapter with every scaling multiplied.
+    """Return the adapter with every scaling multiplied, and what it adds in full; what replaces a tensor is as it was.
 
     Raises:
         LoraError: it has magnitudes, which no weight but 1 leaves as they are.
     """
     if weight != 1 and any(target.magnitude is not None for target in adapter.targets.values()):
         raise LoraError(f"adapter {adapter.name!r} has magnitudes (DoRA): it is on or off, with no weight of its own")
-    return LoraAdapter(adapter.name, {path: _weighted(target, weight) for path, target in adapter.targets.items()})
+    changes = {n: c if c.replaces else replace(c, value=c.value * weight) for n, c in adapter.changes.items()}
+    targets = {path: _weighted(target, weight) for path, target in adapter.targets.items()}
+    return LoraAdapter(adapter.name, targets, changes)
 
 
 def _weighted(target: LoraTarget, weight: float) -> LoraTarget:

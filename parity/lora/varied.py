@@ -35,7 +35,8 @@ def _target(like: LoraTarget, rank: int, alpha: float, generator: torch.Generato
     B = torch.randn(like.B.shape[0], rank, generator=generator)
     share = _size(like) / _size(LoraTarget(A, B, alpha / rank, "")) if alpha else 1.0
     root = math.sqrt(share)
-    return LoraTarget((A * root).to(like.A), (B * root).to(like.B), alpha / rank, f"alpha {alpha:g} / rank {rank}")
+    scaling, origin = alpha / rank, f"alpha {alpha:g} / rank {rank}"
+    return LoraTarget((A * root).to(like.A), (B * root).to(like.B), scaling, origin, embedding=like.embedding)
 
 
 def _size(target: LoraTarget) -> float:

@@ -17,9 +17,11 @@ from parity.errors import LoraError
 from parity.io.lora_files import open_lora, write_lora
 from parity.lora.adapter import LoraAdapter, LoraTarget
 from parity.lora.apply import applied, merged
+from parity.lora.compare import compared
 from parity.lora.delta import Delta, apart, deltas_of
 from parity.lora.formats import Given, LoraFile, dialects, read_lora
 from parity.lora.loaded import Factors, LoadedLora
+from parity.lora.recovered import recovered
 
 pytest.importorskip("peft", reason="needs the extra `models`")
 pytest.importorskip("diffusers", reason="needs the extra `models`")
@@ -152,6 +154,52 @@ def test_biases_beside_b_are_pefts(tmp_path: Path) -> None:
             assert torch.equal(ours(x), plain)
     with pytest.raises(LoraError, match="has no bias to merge"), merged(Layers(), lora.adapter()):
         pytest.fail("merged")
+    assert set(lora.keys.values()) == {"used"}
+    assert not lora.problems
+
+
+class Mixed(nn.Module):
+    """A table, convolutions with and without padding, a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.patch = nn.Embedding(11, 6), nn.Conv3d(3, 6, (1, 2, 2), stride=(1, 2, 2))
+        self.padded, self.line = nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.Conv1d(4, 5, 3, padding="same")
+        self.out = nn.Linear(6, 7)
+        self.requires_grad_(False)
+
+    def forward(self, ids: Tensor, video: Tensor, image: Tensor, line: Tensor) -> Tensor:
+        """Run every layer. Shapes: ids [B, L], video [B, 3, F, H, W], image [B, 6, H, W], line [B, 4, L]."""
+        words = self.words(ids)
+        parts = (words, self.out(words), self.patch(video), self.padded(image), self.line(line))
+        return torch.cat([part.flatten() for part in parts])
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_tables_and_convolutions_are_pefts(dora: bool, tmp_path: Path) -> None:
+    """Embeddings, patch embeddings, padded kernels: read, applied, merged, written, loaded, read off the model."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    layers = ["words", "patch", "padded", "line", "out"]
+    config = LoraConfig(r=3, lora_alpha=5, target_modules=layers, init_lora_weights=False, use_dora=dora)
+    theirs, g = get_peft_model(Mixed(), config).eval(), torch.Generator().manual_seed(1)
+    for name, value in theirs.named_parameters():
+        if "lora_" in name:
+            value.data = 0.5 * torch.randn(value.shape, generator=g) + 1.5 * ("magnitude" in name)
+    theirs.save_pretrained(str(tmp_path / "peft"))
+    given = (torch.randint(0, 11, (2, 3), generator=g), torch.randn(2, 3, 2, 4, 4, generator=g),
+             torch.randn(2, 6, 7, 7, generator=g), torch.randn(2, 4, 9, generator=g))  # fmt: skip
+    lora, ours = read(tmp_path / "peft"), Mixed()
+    again = PeftModel.from_pretrained(Mixed(), str(written(lora, "peft", tmp_path / "to").parent)).eval()
+    with torch.no_grad():
+        plain, wanted = ours(*given), theirs(*given)
+        assert torch.equal(again(*given), wanted)
+        for way in (applied, merged):
+            with way(ours, lora.adapter()):
+                assert float((ours(*given) - wanted).norm() / (wanted - plain).norm()) < 1e-6
+            assert torch.equal(ours(*given), plain)
+    assert compared(lora, recovered(theirs)).verdict == "same"
     assert set(lora.keys.values()) == {"used"}
     assert not lora.problems
 

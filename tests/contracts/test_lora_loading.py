@@ -5,7 +5,9 @@ What goes wrong in silence is described in docs/findings/lora_loading.md; `scrip
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from fixtures.lora_spellings import SPELLINGS
 from fixtures.loras import Spelled, save
 from fixtures.tiny_wan import tiny_wan
 from parity.loaded import load_side, with_lora
-from parity.lora.adapter import LoraAdapter
+from parity.lora.adapter import FullChange, LoraAdapter
 from parity.lora_audit import LoraAudit
 from parity.lora_loading import LoraLoader, adapter_from, written_adapter
 
@@ -55,6 +57,38 @@ def test_pefts_own_loading_is_what_the_file_says() -> None:
     own = LoraLoader("peft", load, lambda model: wrapped.pop().unload())
     report = loaded_report("Wan", drawn(tiny_wan(), "Wan"), own)
     assert (report.found, report.missing, len(report.modules)) == ([], "", 20)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_magnitudes_that_peft_is_not_told_of_are_found(kept: bool) -> None:
+    peft: Any = pytest.importorskip("peft")
+    wrapped: list[Any] = []
+
+    def load(model: Any, path: Path, adapter_name: str) -> None:
+        settings = path.parent / "adapter_config.json"
+        settings.write_text(json.dumps({**json.loads(settings.read_text()), "use_dora": kept}))
+        wrapped.append(peft.PeftModel.from_pretrained(model, str(path.parent), adapter_name=adapter_name))
+
+    model = tiny_wan().requires_grad_(False)
+    held = {
+        path: replace(one, magnitude=1.3 * model.get_parameter(f"{path}.weight").norm(dim=1))
+        for path, one in drawn(model, "Wan").targets.items()
+    }
+    found = loaded_report("Wan", LoraAdapter("x", held), LoraLoader("peft", load, lambda model: wrapped.pop().unload()))
+    assert (found.missing, len(found.modules)) == ("", 20)
+    assert [one.code for one in found.found] == ([] if kept else ["magnitudes"])
+    assert kept or "are not used, B @ A is added alone in 20 layers" in found.found[0].message
+
+
+def test_changes_of_norms_that_diffusers_drops_are_found() -> None:
+    changes = {"blocks.0.norm2.weight": FullChange(torch.ones(24)), "blocks.1.norm2.bias": FullChange(torch.ones(24))}
+
+    def names(path: str) -> str:
+        return path.replace("norm2", "norm3") if "norm" in path else official("Wan", path)
+
+    adapter = replace(drawn(tiny_wan(), "Wan"), changes=changes)
+    report = loaded_report("Wan", adapter, loader("Wan", "comfyui", names=names))
+    assert [(one.code, one.modules) for one in report.found] == [("partly_applied", tuple(changes))]
 
 
 def test_one_adapter_at_a_time_is_said() -> None:

@@ -113,7 +113,7 @@ def test_parts_of_a_fused_layer_do_not_overwrite_each_other() -> None:
 FULL = {
     "diffusion_model.blocks.0.ffn.0.diff": torch.full((16, 8), 0.5),
     "diffusion_model.blocks.0.ffn.0.diff_b": torch.ones(16), "diffusion_model.blocks.0.norm.diff": torch.ones(8),
-    "diffusion_model.blocks.0.modulation.diff_m": torch.ones(1, 6, 8),
+    "diffusion_model.blocks.0.diff_m": torch.ones(1, 6, 8),
     "diffusion_model.head.set_weight": torch.ones(4, 8), "diffusion_model.patch.diff": torch.ones(8, 2, 1, 2, 2),
 }  # fmt: skip
 

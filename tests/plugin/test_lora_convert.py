@@ -171,3 +171,50 @@ def test_a_product_of_full_rank_is_refused_or_recompressed(tmp_path: Path) -> No
     code, found = as_json("convert", first, "--to", "fastvideo", "--rank", "4", "-o", out)
     assert code == 0
     assert max(found["recompression"].values()) < 1e-6, "the true rank is 4"
+
+
+SPLIT = {"q.weight": (8, 8), "k.weight": (8, 8), "q.bias": (8,), "k.bias": (8,), "norm.weight": (8,),
+         "table": (1, 2, 8)}  # fmt: skip
+FUSED = {"qk.weight": (16, 8), "qk.bias": (16,), "ln.weight": (8,), "shift": (1, 2, 8)}
+
+
+def test_changes_in_full_go_through_a_map_of_fused_parts_and_back(tmp_path: Path) -> None:
+    g = torch.Generator().manual_seed(0)
+    first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    for path, sizes in ((first, SPLIT), (second, FUSED)):
+        safetensors.torch.save_file({name: torch.randn(size, generator=g) for name, size in sizes.items()}, path)
+    rules = {rf"{x}\.(weight|bias)": [r"qk.\1", i, 2] for i, x in enumerate("qk")}
+    map_file = tmp_path / "map.json"
+    map_file.write_text(json.dumps({**rules, r"norm\.(.*)": r"ln.\1", "table": "shift"}), encoding="utf-8")
+    held = {"norm.diff": (8,), "table.diff": (1, 2, 8), "k.diff_b": (8,), "k.diff": (8, 8)}
+    given = {f"diffusion_model.{name}": torch.randn(size, generator=g) for name, size in held.items()}
+    low = {"A": torch.randn(2, 8, generator=g), "B": torch.randn(8, 2, generator=g)}
+    pair = {f"diffusion_model.q.lora_{x}.weight": value for x, value in low.items()}
+    path, there, back = (tmp_path / f"{name}.safetensors" for name in ("given", "there", "back"))
+    safetensors.torch.save_file({**given, **pair}, path)
+    ways = (("--base", first, "--to-base", second, "-o", there), ("--base", second, "--to-base", first, "-o", back))
+    assert lora("convert", path, "--to", "comfyui", "--map", map_file, *ways[0])[0] == 0
+    found = tensors(there)
+    assert torch.equal(found["diffusion_model.shift.diff"], given["diffusion_model.table.diff"])
+    assert torch.equal(found["diffusion_model.qk.diff"][8:], given["diffusion_model.k.diff"])
+    wanted = torch.cat([torch.zeros(8), given["diffusion_model.k.diff_b"]])
+    assert torch.equal(found["diffusion_model.qk.diff_b"], wanted)
+    code, said = lora("convert", there, "--to", "comfyui", "--map", map_file, "--reverse", "-o", back)
+    assert (code, "--base and --to-base" in said) == (1, True)
+    assert lora("convert", there, "--to", "comfyui", "--map", map_file, "--reverse", *ways[1])[0] == 0
+    assert as_json("diff", path, back)[1]["verdict"] == "same"
+    assert "base's shapes" in lora("convert", path, "--to", "comfyui", "--map", map_file, "-o", tmp_path / "x.st")[1]
+
+
+def test_half_of_a_layer_is_not_written_where_layers_are_kept_whole(tmp_path: Path) -> None:
+    """PEFT's `modules_to_save` needs the bias beside the weight where the model has one."""
+    base, path, out = tmp_path / "base.safetensors", tmp_path / "x.safetensors", tmp_path / "out"
+    pair = {"q.lora_A.weight": torch.ones(2, 8), "q.lora_B.weight": torch.ones(8, 2)}
+    given = {"head.set_weight": torch.ones(4, 8), **pair}
+    safetensors.torch.save_file({f"diffusion_model.{key}": value for key, value in given.items()}, path)
+    sizes = {"q.weight": (8, 8), "head.weight": (4, 8), "head.bias": (4,)}
+    safetensors.torch.save_file({key: torch.zeros(size) for key, size in sizes.items()}, base)
+    code, said = lora("convert", path, "--to", "peft", "--base", base, "-o", out)
+    assert (code, "has no bias for head" in said) == (1, True)
+    safetensors.torch.save_file({key: torch.zeros(sizes[key]) for key in ("q.weight", "head.weight")}, base)
+    assert lora("convert", path, "--to", "peft", "--base", base, "-o", out)[0] == 0

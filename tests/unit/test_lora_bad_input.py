@@ -203,7 +203,7 @@ def _other_kind(folder: Path) -> Path:
 
 def _embedding(folder: Path) -> Path:
     path = "base_model.model.emb.lora_embedding"
-    tensors = {f"{path}_A": torch.ones(4, 8), f"{path}_B": torch.ones(8, 4)}
+    tensors = {f"{path}_A": torch.ones(8, 4), f"{path}_B": torch.ones(4, 8)}  # each transposed
     return save(Spelled(tensors, sidecar={"r": 4, "lora_alpha": 4}), folder)
 
 
@@ -229,7 +229,7 @@ ERRORS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "bias_of_another_size": (_bias_of_another_size, "bad_shape"),
     "xlabs": (_xlabs, "unsupported_kind"), "part_missing": (_part_missing, "missing_half"),
     "duplicate": (_duplicate, "duplicate_pair"), "other_kind": (_other_kind, "unsupported_kind"),
-    "embedding": (_embedding, "no_targets"),
+    "embedding": (_embedding, "rank_mismatch"),
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 from parity.diagnose.plants import AdapterPlant
 from parity.diagnose.signature import repaired, signature
@@ -17,7 +18,7 @@ def edit(adapter: LoraAdapter, within: list[str]) -> LoraAdapter:
     for one, other in itertools.combinations(within, 2):
         a, b = targets[one], targets[other]
         if (a.A.shape, a.B.shape) == (b.A.shape, b.B.shape) and not (a.A.equal(b.A) and a.B.equal(b.B)):
-            return LoraAdapter(adapter.name, {**targets, one: b, other: a})
+            return replace(adapter, targets={**targets, one: b, other: a})
     return adapter
 
 

@@ -14,7 +14,7 @@ detect = repaired("lora_scale")
 def edit(adapter: LoraAdapter, within: list[str]) -> LoraAdapter:
     """Forget alpha over r."""
     changed = {n: replace(adapter.targets[n], scaling=1.0, scaling_from="forgotten") for n in within}
-    return LoraAdapter(adapter.name, {**adapter.targets, **changed})
+    return replace(adapter, targets={**adapter.targets, **changed})
 
 
 SIGNATURE = signature("lora_scale", "lora", 6, detect, AdapterPlant(edit))

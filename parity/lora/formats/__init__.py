@@ -57,6 +57,13 @@ def dialect_of(file: LoraFile) -> Dialect:
     return found[0]
 
 
+def _check_prefix(file: LoraFile) -> None:
+    prefix = file.given.prefix
+    if prefix and file.keys and not any(key.key.startswith(prefix) for key in file.keys):
+        text = f"no key begins with {prefix!r}; the first is {file.keys[0].key}"
+        raise LoraFileError("unknown_prefix", text)
+
+
 def _nothing_in(file: LoraFile) -> LoraFileError:
     if not file.keys:
         return LoraFileError("no_tensors", "the file holds no tensors")
@@ -78,6 +85,7 @@ def read_lora(file: LoraFile) -> LoadedLora:
     if kind not in _KINDS:
         text = f"adapter_config.json says {kind}, which is no low-rank change of weights that can be read"
         raise LoraFileError("unsupported_kind", f"{text}\nread: {', '.join(_KINDS)}")
+    _check_prefix(file)
     dialect = dialect_of(file)
     lora = dialect.read(file)
     problems: list[Problem] = list(lora.problems)

@@ -27,7 +27,7 @@ def matches(file: LoraFile) -> bool:
 
 def _claims(key: Key) -> bool:
     if key.prefix in _PREFIXES:
-        return key.style in ("weight", "down_up", "full", "parts", "named")
+        return key.style in ("weight", "down_up", "full", "parts", "named", "old")
     dotted = key.prefix not in UNDERSCORED_PREFIXES
     return (key.role in FULL and dotted) or (key.prefix == "" and key.style == "down_up" and _is_dotted(key))
 
@@ -45,13 +45,15 @@ def write(lora: LoadedLora) -> Written:
     """Write A and B with alpha; where it costs no bit alpha equals r, so that loaders which drop it are right too."""
     check_dotted(lora, "ComfyUI")
     tensors: dict[str, Tensor] = {}
-    for target in pairs_in(lora, "ComfyUI", ("magnitude", "diff", "diff_b", "diff_m", "set_weight"), convolutions=True):
+    for target in pairs_in(lora, "ComfyUI", ("magnitude", "diff", "diff_b", "diff_m", "set_weight"), True, True):
         tensors |= _spelled(f"{PREFIX}{target.module}", target)
     return Written(tensors, {"format": "pt"})
 
 
 def _spelled(path: str, target: Target) -> dict[str, Tensor]:
-    out = {f"{path}.{role}": stored(target.extras[role]()) for role in FULL if role in target.extras}
+    held = {role: stored(target.extras[role]()) for role in FULL if role in target.extras}
+    whole = path.removesuffix(".modulation")  # `.diff_m` says itself which parameter it is for
+    out = {f"{whole if role == 'diff_m' else path}.{role}": value for role, value in held.items()}
     if target.factors is None:
         return out
     if target.kernel or "magnitude" in target.extras:

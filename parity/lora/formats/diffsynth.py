@@ -19,7 +19,7 @@ def matches(file: LoraFile) -> bool:
 
 def _claims(key: Key) -> bool:
     return (key.prefix == "" and key.style == "named") or (
-        key.prefix == _PIPE and key.style in ("named", "weight", "down_up")
+        key.prefix == _PIPE and key.style in ("named", "weight", "down_up", "old")
     )
 
 

@@ -25,7 +25,7 @@ def matches(file: LoraFile) -> bool:
 
 
 def _claims(key: Key) -> bool:
-    component = key.prefix in PREFIXES and key.style in ("weight", "named")
+    component = key.prefix in PREFIXES and key.style in ("weight", "named", "embedding")
     return component or (key.style == "old" and key.role in ("A", "B") and key.prefix in (*PREFIXES, ""))
 
 
@@ -39,7 +39,7 @@ def write(lora: LoadedLora) -> Written:
     """Write tensors and, in the header, PEFT's settings for the transformer."""
     check_dotted(lora, "diffusers")
     tensors: dict[str, Tensor] = {}
-    for target in pairs_in(lora, "diffusers", ("diff_b",)):
+    for target in pairs_in(lora, "diffusers", ("diff_b",), convolutions=True, embeddings=True):
         tensors |= peft.factors_below("transformer.", target, lora)
     named = {f"transformer.{key}": value for key, value in peft.settings(lora).items()}
     return Written(tensors, {"format": "pt", METADATA: json.dumps(named)})

@@ -11,11 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from parity.errors import UsageError
-from parity.lora.formats.keys import Key, parsed
+from parity.lora.formats.keys import Key, below
 from parity.lora.loaded import LoadedLora
 from parity.weights.source import TensorSource
 
-LOW_RANK = ("A", "B", "embedding", "hada", "lokr", "multiplied")
+LOW_RANK = ("A", "B", "hada", "lokr", "multiplied")
 FULL = ("diff", "diff_b", "diff_m", "set_weight")
 
 
@@ -26,7 +26,7 @@ class Given:
     Args:
         r, lora_alpha: used where the file says nothing.
         adapter: which of several adapter names.
-        prefix: which of several components.
+        prefix: which of several components; or what else stands before the names of modules.
         modules: the base's module names, to resolve underscores.
 
     Raises:
@@ -56,7 +56,7 @@ class LoraFile:
     @cached_property
     def keys(self) -> tuple[Key, ...]:
         """Every key of the file."""
-        return tuple(parsed(key) for key in self.source.keys())  # noqa: SIM118
+        return tuple(below(key, self.given.prefix) for key in self.source.keys())  # noqa: SIM118
 
     @cached_property
     def roles(self) -> frozenset[tuple[str, str]]:

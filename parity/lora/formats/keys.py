@@ -9,7 +9,7 @@ r"""What the keys of LoRA files say: `prefix`, module, and the role of the tenso
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 HYPHEN = "___lorahyphen___"
 DOTTED_PREFIXES = (
@@ -20,6 +20,8 @@ UNDERSCORED_PREFIXES = (
     f"lora{HYPHEN}", "lora_unet__", "lora_unet_", "lora_transformer_", "lora_prior_unet_", "lora_te1_", "lora_te2_",
     "lora_te_", "Hunyuan_video_I2V_lora_", "lycoris_",
 )  # fmt: skip
+OTHER = "other."
+"""Stands for the prefix of keys without the one the caller named."""
 COMPONENTS = ("text_encoder_2.", "text_encoder.", "lora_te1_", "lora_te2_", "lora_te_", "transformer_2.", "net_ema.")
 """Prefixes of what stands beside the model a file is about."""
 
@@ -42,13 +44,18 @@ SUFFIXES: tuple[tuple[str, str, str], ...] = (
     (rf"\.lora_B\.{_NAME}\.bias", "lora_bias", "named"),
     (rf"\.lora_magnitude_vector(?:\.(?!weight$){_NAME})?(?:\.weight)?", "magnitude", "weight"),
     (r"\.dora_scale", "magnitude", "dora_scale"),
-    (rf"\.lora_embedding_[AB](?:\.{_NAME})?", "embedding", ""),
+    (rf"\.lora_embedding_A(?:\.(?!weight$){_NAME})?(?:\.weight)?", "A", "embedding"),
+    (rf"\.lora_embedding_B(?:\.(?!weight$){_NAME})?(?:\.weight)?", "B", "embedding"),
     (r"\.processor\.(?P<tensor>(?:qkv|proj)_lora\d*)\.down\.weight", "A", "xlabs"),
     (r"\.processor\.(?P<tensor>(?:qkv|proj)_lora\d*)\.up\.weight", "B", "xlabs"),
     (r"(?:\.processor)?\.(?P<old>to_(?:q|k|v|out))_lora\.down\.weight", "A", "old"),
     (r"(?:\.processor)?\.(?P<old>to_(?:q|k|v|out))_lora\.up\.weight", "B", "old"),
     (r"\.(?:lora|lora_linear_layer)\.down\.weight", "A", "old"),
     (r"\.(?:lora|lora_linear_layer)\.up\.weight", "B", "old"),
+    (r"_lora\.down\.weight", "A", "old"),
+    (r"_lora\.up\.weight", "B", "old"),
+    (r"\.lora_down", "A", "down_up"),
+    (r"\.lora_up", "B", "down_up"),
     (r"\.alpha_scale", "alpha_scale", ""),
     (r"\.(?:lora|lora_linear_layer)\.alpha", "alpha", "old"),
     (r"\.lora_alpha", "alpha", "lora_alpha"),
@@ -63,10 +70,14 @@ SUFFIXES: tuple[tuple[str, str, str], ...] = (
     (r"\.diff_b", "diff_b", "full"),
     (r"\.diff_m", "diff_m", "full"),
     (r"\.set_weight", "set_weight", "full"),
-    (r"\.reshape_weight|\.w_norm|\.b_norm", "unsupported", "full"),
+    (r"\.w_norm", "diff", "full"),
+    (r"\.b_norm", "diff_b", "full"),
+    (r"\.reshape_weight", "unsupported", "full"),
     (r"\.lora_[AB]\.weight[_.]scale|\.lora_(?:up|down)\.(?:weight[_.]scale|scale_weight)|\.scale_weight", "scale", ""),
     (r"\.base_layer\.(?:weight|bias)", "base_layer", ""),
 )  # fmt: skip
+_TABLE = ".modulation"
+"""The parameter `.diff_m` is for: `blocks.0.diff_m` changes `blocks.0.modulation`."""
 _SUFFIXES = tuple((re.compile(pattern + r"\Z"), role, style) for pattern, role, style in SUFFIXES)
 
 
@@ -92,6 +103,16 @@ class Key:
     tensor: str = ""
 
 
+def below(key: str, prefix: str | None) -> Key:
+    """Take a key apart; a prefix of the caller's that none has as its own is no part of the module's name."""
+    if prefix is None or prefix in (*DOTTED_PREFIXES, *UNDERSCORED_PREFIXES, ""):
+        return parsed(key)
+    if not key.startswith(prefix):
+        other = parsed(key)
+        return other if other.prefix else replace(other, prefix=OTHER)
+    return replace(parsed(key.removeprefix(prefix)), key=key, prefix="")
+
+
 def parsed(key: str) -> Key:
     """Take a key apart."""
     for pattern, role, style in _SUFFIXES:
@@ -100,10 +121,15 @@ def parsed(key: str) -> Key:
         if (found := pattern.search(key)) and found.start():
             groups = found.groupdict()
             prefix, module = _without_prefix(key[: found.start()] + _old_name(groups.get("old")))
+            module = f"{module}{_TABLE}" if role == "diff_m" and not _has_table(module) else module
             part, tensor = int(groups.get("part") or 0), groups.get("tensor") or ""
             return Key(key, prefix, module, role, style, part, groups.get("name"), tensor)
     prefix, module = _without_prefix(key)
     return Key(key, prefix, module, "plain", "")
+
+
+def _has_table(module: str) -> bool:
+    return module.rpartition(".")[2] == _TABLE[1:]
 
 
 def _old_name(old: str | None) -> str:

@@ -39,7 +39,7 @@ def write(lora: LoadedLora) -> Written:
     """Write every target with an alpha of its own."""
     check_unambiguous(lora, "kohya")
     tensors: dict[str, Tensor] = {}
-    for target in pairs_in(lora, "kohya", ("magnitude",), convolutions=True):
+    for target in pairs_in(lora, "kohya", ("magnitude",), convolutions=True, embeddings=True):
         tensors |= spelled(f"{PREFIX}{flattened(target.module)}", target)
     return Written(tensors, {"format": "pt"})
 

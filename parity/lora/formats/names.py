@@ -9,7 +9,7 @@ from dataclasses import replace
 from parity.lora.loaded import Target
 from parity.lora.problems import Problem, error, some, warning
 
-_WRAPPERS = ("", "diffusion_model_", "transformer_", "model_", "net_")
+_WRAPPERS = ("", "diffusion_model_", "model_diffusion_model_", "transformer_", "model_", "net_", "dit_", "unet_")
 Resolved = tuple[dict[str, Target], list[Problem], bool]
 
 

@@ -39,6 +39,8 @@ def pair_of(file: LoraFile, group: Group) -> Pair | None:
     if len(down) > 1 or len(up) > 1:
         names = ", ".join(key.key for key in (*down, *up))
         raise LoraFileError("duplicate_pair", f"several keys spell one factor: {names}")
+    if {down[0].style, up[0].style} == {"embedding"}:
+        return _table(file, down[0], up[0])
     middle = group.parts("mid")
     return _cored(file, down[0], middle[0], up[0]) if middle else _whole(file, down[0], up[0])
 
@@ -67,6 +69,22 @@ def _whole(file: LoraFile, down: Key, up: Key) -> Pair:
     if r != columns:
         _raise_apart(shape_a, shape_b)
     return Pair((out, into), r, partial(_read, file, (down,), (up,)), (down, up), kernel=tuple(shape_a[2:]))
+
+
+def _table(file: LoraFile, down: Key, up: Key) -> Pair:
+    """Return what an embedding's factors change: its weight has a row for each entry, so they are turned.
+
+    Shapes: down [R, O], up [I, R] to A [R, I], B [O, R].
+    """
+    (r, rows), (into, columns) = (two_dimensional(file.shape(key)) for key in (down, up))
+    if r != columns:
+        text = f"lora_embedding_A {file.shape(down)} is not [r, entries] beside lora_embedding_B {file.shape(up)}"
+        raise LoraFileError("rank_mismatch", f"{text} [width, r]")
+
+    def read() -> Factors:
+        return Factors(file.tensor(up).t().contiguous(), file.tensor(down).t().contiguous())
+
+    return Pair((rows, into), r, read, (down, up), embedding=True)
 
 
 def _raise_apart(shape_a: Sequence[int], shape_b: Sequence[int]) -> None:

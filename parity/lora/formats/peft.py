@@ -30,8 +30,8 @@ def matches(file: LoraFile) -> bool:
 
 
 def _claims(key: Key) -> bool:
-    plain = key.prefix == "" and key.style == "weight" and key.role in ("A", "B")
-    return plain or (key.prefix == PREFIX and (key.style in ("weight", "named") or key.role == "embedding"))
+    plain = key.prefix == "" and key.style in ("weight", "embedding") and key.role in ("A", "B")
+    return plain or (key.prefix == PREFIX and key.style in ("weight", "named", "embedding", "down_up", "old"))
 
 
 def read(file: LoraFile) -> LoadedLora:
@@ -82,7 +82,8 @@ def write(lora: LoadedLora) -> Written:
     """Write tensors and settings; differing ranks and alphas go into the patterns."""
     check_dotted(lora, "PEFT")
     tensors: dict[str, Tensor] = {}
-    for target in pairs_in(lora, "PEFT", ("magnitude", "set_weight", "set_bias", "diff_b")):
+    held = ("magnitude", "set_weight", "set_bias", "diff_b")
+    for target in pairs_in(lora, "PEFT", held, convolutions=True, embeddings=True):
         tensors |= factors_below(PREFIX, target, lora)
         for role, name in (("set_weight", "weight"), ("set_bias", "bias")):
             if role in target.extras:
@@ -104,6 +105,8 @@ def factors_below(prefix: str, target: Target, lora: LoadedLora) -> dict[str, Te
         return {}
     path = f"{prefix}{target.module}"
     A, B = factors_of(target)
+    if target.embedding:
+        return {f"{path}.lora_embedding_A": B.t().contiguous(), f"{path}.lora_embedding_B": A.t().contiguous()}
     out = {f"{path}.lora_A.weight": A, f"{path}.lora_B.weight": B}
     if _has_bias(lora):
         own = target.extras.get("diff_b")
@@ -116,16 +119,18 @@ def _has_bias(lora: LoadedLora) -> bool:
 
 
 def magnitude_by_output(module: str, lora: LoadedLora) -> Any:
-    """Return the magnitudes of a weight-decomposed LoRA as one number for each output.
+    """Return the magnitudes of a weight-decomposed LoRA as one number for each output, of an embedding's width.
 
     Raises:
         LoraFileError: they are one for each input.
     """
     target = lora.targets[module]
     value = target.extras["magnitude"]()
+    if target.embedding and value.numel() == target.shape[1]:
+        return stored(value.flatten())
     if value.numel() != target.shape[0] or (value.ndim == 2 and value.shape[0] == 1 != target.shape[0]):
         raise LoraFileError("cannot_hold", f"{module}: magnitudes {tuple(value.shape)} are not one for each output")
-    return stored(value.flatten())
+    return stored(value.reshape(1, -1, *(1 for _ in target.kernel)) if target.kernel else value.flatten())
 
 
 def settings(lora: LoadedLora) -> dict[str, Any]:

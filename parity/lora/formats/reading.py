@@ -56,6 +56,7 @@ class Pair:
     unscaled: bool = False
     rank: int | None = None
     ranks: tuple[int, ...] = ()
+    embedding: bool = False
 
 
 class Reading:
@@ -66,6 +67,7 @@ class Reading:
         self.keys = tuple(file.keys if keys is None else keys)
         self.states: dict[str, KeyState] = {}
         self.problems: list[Problem] = []
+        self._ranks: dict[str, list[str]] = {}
         self.targets: dict[str, Target] = {}
         self.prefix = self._prefix()
         self.config = config_of(file, self.prefix)
@@ -81,14 +83,16 @@ class Reading:
             self._read(group, factorise)
         self._sum_up()
         targets, problems, unresolved = resolved(self.targets, self._underscored(), self.file.given.modules)
-        return LoadedLora(self.format, self.prefix, targets, self.states, (*self.problems, *problems), unresolved)
+        prefix = self.prefix or self.file.given.prefix or ""
+        return LoadedLora(self.format, prefix, targets, self.states, (*self.problems, *problems), unresolved)
 
     def _underscored(self) -> bool:
         return any(underscored(key) for key in self.keys if key.role in _DEFINING)
 
     def _prefix(self) -> str:
-        if self.file.given.prefix is not None:
-            return self.file.given.prefix
+        given = self.file.given.prefix
+        if given is not None:
+            return given if any(key.prefix == given for key in self.keys) else ""
         counted = Counter(key.prefix for key in self.keys if key.role in _DEFINING)
         main = [prefix for prefix, _ in counted.most_common() if prefix not in COMPONENTS]
         return next(iter([*main, *counted]), "")
@@ -154,6 +158,7 @@ class Reading:
             self._extras(extras, beside, scale.scaling),
             pair.kernel if pair else (), pair.parts if pair else 1, self.file.source.info(used[0].key).dtype,
             sum(numel(self.file.shape(key)) for key in used if key not in scalars), rank,
+            pair is not None and pair.embedding,
         )  # fmt: skip
 
     def _extras(self, extras: dict[str, Key], beside: Key | None, scaling: float) -> dict[str, Callable[[], Tensor]]:
@@ -198,8 +203,9 @@ class Reading:
             declared["the argument"] = self.file.given.r
         for where, wanted in declared.items():
             if int(wanted) != r:
+                whose = "its own tensor" if where in {key.key for key in group.by_role.get("rank", ())} else where
                 text = f"{group.module}: A has rank {r}, {where} says r = {int(wanted)}"
-                self.problems.append(error("rank_mismatch", text))
+                self._ranks.setdefault(whose, []).append(text)
 
     def _scalar(self, key: Key) -> float:
         value = self.file.tensor(key)
@@ -209,6 +215,9 @@ class Reading:
 
     def _sum_up(self) -> None:
         """Say once for the whole file what would be said for each target."""
+        for apart in self._ranks.values():
+            more = f", and {len(apart) - 1} more" if len(apart) > 1 else ""
+            self.problems.append(error("rank_mismatch", f"{apart[0]}{more}"))
         targets = [target for target in self.targets.values() if target.factors is not None]
         self.problems += about_alphas(targets, self.habits, self.file.given.lora_alpha)
         self.problems += about_keys(self.states, self.keys, self.prefix)

@@ -12,7 +12,7 @@ from parity.lora.problems import Problem, error, some, warning
 
 BIAS_BESIDE = frozenset({"peft", "diffusers"})
 """Dialects whose loaders keep a bias of B beside the layer, so that the layer needs none of its own."""
-_LEFT_OUT = {"embedding", "unsupported"}
+_LEFT_OUT = {"unsupported"}
 
 
 @dataclass(frozen=True)

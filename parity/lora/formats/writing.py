@@ -12,9 +12,20 @@ from parity.lora.formats.names import flattened
 from parity.lora.loaded import LoadedLora, Target
 from parity.lora.problems import some
 
+_HOLDERS = {
+    "diff": "comfyui", "diff_m": "comfyui", "diff_b": "comfyui, peft or diffusers", "set_weight": "comfyui or peft",
+    "set_bias": "peft", "magnitude": "comfyui, kohya or peft",
+}  # fmt: skip
+"""Where what some dialects have no word for can be written."""
+_WHOLE = "comfyui, diffusers, kohya or peft"
+
+
+def _cannot(dialect: str, what: str, module: str, holders: str) -> LoraFileError:
+    return LoraFileError("cannot_hold", f"{dialect} cannot hold {what} {module}\nwhat can: {holders}")
+
 
 def pairs_in(
-    lora: LoadedLora, dialect: str, extras: Collection[str] = (), convolutions: bool = False
+    lora: LoadedLora, dialect: str, extras: Collection[str] = (), convolutions: bool = False, embeddings: bool = False
 ) -> Iterator[Target]:
     """Yield the targets, once it is sure that the dialect can hold all of them.
 
@@ -24,9 +35,11 @@ def pairs_in(
     held = set(extras)
     for target in lora.targets.values():
         if missing := sorted(set(target.extras) - held):
-            raise LoraFileError("cannot_hold", f"{dialect} cannot hold {', '.join(missing)} of {target.module}")
+            raise _cannot(dialect, f"{', '.join(missing)} of", target.module, _HOLDERS[missing[0]])
         if target.kernel and not convolutions:
-            raise LoraFileError("cannot_hold", f"{dialect} cannot hold the convolution {target.module}")
+            raise _cannot(dialect, "the convolution", target.module, _WHOLE)
+        if target.embedding and not embeddings:
+            raise _cannot(dialect, "the embedding", target.module, _WHOLE)
         if target.factors is None and not target.extras:
             raise LoraFileError("cannot_hold", f"{target.module} has nothing to write")
     yield from lora.targets.values()
