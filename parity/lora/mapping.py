@@ -81,6 +81,8 @@ def _taken(piece: Piece, target: LoraTarget) -> LoraTarget:
         A, B = B.t(), A.t()
     if piece.permute is not None:
         B = B[torch.tensor(piece.permute, device=B.device)]
+    if piece.columns is not None:
+        A = A[:, torch.tensor(piece.columns, device=A.device)]
     magnitude, bias = rows.taken(piece, target)
     return replace(target, A=A, B=B, magnitude=magnitude, bias=bias)
 

@@ -66,6 +66,7 @@ def _entry(piece: Piece) -> dict[str, Any]:
         "reference": _module(piece.reference), "native": _module(piece.native), "dim": piece.dim,
         "start": piece.start, "stop": piece.stop, "transpose": piece.transpose,
         "permute": None if piece.permute is None else described(piece.permute),
+        "columns": None if piece.columns is None else described(piece.columns),
         "native_dim": piece.native_dim, "native_start": piece.native_start, "native_stop": piece.native_stop,
     }  # fmt: skip
 
