@@ -73,6 +73,8 @@ def _taken(piece: Piece, target: LoraTarget) -> LoraTarget:
     Shapes: A [R, I], B [O, R] to those of the cut.
     """
     A, B = target.A, target.B
+    if piece.view is not None:
+        raise LoraError(f"{piece.native!r} exchanges rows and columns of {piece.reference!r}: no A and B say that")
     if piece.dim == 0:
         B = B[piece.start : piece.stop]
     else:

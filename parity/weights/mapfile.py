@@ -20,8 +20,8 @@ _RULES = ("rename", "split", "fuse")
 _KNOWN = {"schema", "schema_version", "notes", "param_names_mapping", *_LISTS, *_ONLY}
 _PLACES = ("dim", "start", "stop", "native_dim", "native_start")
 _DEFAULTS: dict[str, Any] = {
-    "dim": 0, "transpose": False, "permute": None, "columns": None, "native_dim": 0, "native_start": 0,
-    "reshape": False,
+    "dim": 0, "transpose": False, "permute": None, "columns": None, "view": None, "dims": [], "native_dim": 0,
+    "native_start": 0, "reshape": False,
 }  # fmt: skip
 
 
@@ -42,8 +42,10 @@ def _as_entry(piece: Piece) -> dict[str, Any]:
         "reference": piece.reference, "native": piece.native, "dim": piece.dim, "start": piece.start,
         "stop": piece.stop, "transpose": piece.transpose,
         "permute": None if piece.permute is None else described(piece.permute),
-        "columns": None if piece.columns is None else described(piece.columns), "native_dim": piece.native_dim,
-        "native_start": piece.native_start, "native_stop": piece.native_stop, "reshape": piece.reshape,
+        "columns": None if piece.columns is None else described(piece.columns),
+        "view": None if piece.view is None else list(piece.view), "dims": list(piece.dims),
+        "native_dim": piece.native_dim, "native_start": piece.native_start, "native_stop": piece.native_stop,
+        "reshape": piece.reshape,
     }  # fmt: skip
     return {name: value for name, value in entry.items() if name not in _DEFAULTS or value != _DEFAULTS[name]}
 
@@ -106,13 +108,17 @@ def _piece(entry: Mapping[str, Any]) -> Piece:
     stop = int(held.pop("native_stop", numbers["native_start"] + numbers["stop"] - numbers["start"]))
     if min(*numbers.values(), stop) < 0:
         raise KeyMapError(f"negative place in {str(entry)[:120]}")
+    view, dims = held.pop("view"), tuple(int(n) for n in held.pop("dims"))
+    if view is not None and sorted(dims) != list(range(len(view))):
+        raise KeyMapError(f"dims {list(dims)} are no order of the dims of view {view}")
     count = stop - numbers["native_start"]
     order = None if permute is None else order_from(permute, count)
     for name in ("reference", "native"):
         if not isinstance(held[name], str):
             raise KeyMapError(f"{name} is {held[name]!r}, not a key")
     across = None if columns is None else order_from(columns, _length(columns))
-    return Piece(permute=order, columns=across, native_stop=stop, **numbers, **held)
+    seen = None if view is None else tuple(int(n) for n in view)
+    return Piece(permute=order, columns=across, view=seen, dims=dims, native_stop=stop, **numbers, **held)
 
 
 def _length(words: Mapping[str, Any]) -> int:

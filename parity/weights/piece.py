@@ -30,9 +30,10 @@ class Source(NamedTuple):
 class Piece:
     """One cut of a reference tensor and its place in a native tensor.
 
-    The native's `[native_start, native_stop)` along `native_dim` is the reference's `[start, stop)` along `dim`,
-    then transposed (dims 0 and 1), then with row `i` taken from row `permute[i]`, which may repeat every row, and
-    element `j` of each row, flattened, from its element `columns[j]`, then (with `reshape`) given the native's shape.
+    The native's `[native_start, native_stop)` along `native_dim` is the reference's `[start, stop)` along `dim`, then
+    (where given) viewed as `view` with its dims in the order `dims`, then transposed (dims 0 and 1), then with row `i`
+    taken from row `permute[i]`, which may repeat every row, and element `j` of each row, flattened, from its element
+    `columns[j]`, then (with `reshape`) given the native's shape.
     """
 
     reference: str
@@ -47,6 +48,8 @@ class Piece:
     native_stop: int = 0
     reshape: bool = False
     columns: tuple[int, ...] | None = None
+    view: tuple[int, ...] | None = None
+    dims: tuple[int, ...] = ()
 
     @property
     def source(self) -> Source:
@@ -59,6 +62,7 @@ class Piece:
         Shapes: tensor [I, J, ...] to [stop - start, J, ...], or [J, stop - start, ...] transposed.
         """
         value = self.cut_of(tensor)
+        value = value if self.view is None else value.reshape(self.view).permute(self.dims)
         value = value.transpose(0, 1) if self.transpose else value
         value = value if self.permute is None else value.index_select(0, _index(self.permute, value))
         return value if self.columns is None else _in_columns(value, _index(self.columns, value))
@@ -66,7 +70,7 @@ class Piece:
     def give_back(self, part: Tensor) -> Tensor:
         """Undo `take`: from the native's part to the reference's cut.
 
-        Shapes: part as `take` returns it.
+        Shapes: part as `take` returns it, or flattened where the piece has a view.
 
         Raises:
             KeyMapError: rows that repeat one of the reference differ from each other.
@@ -75,7 +79,11 @@ class Piece:
             part = _in_columns(part, torch.argsort(_index(self.columns, part)))
         if self.permute is not None:
             part = self._unrepeated(part, _index(self.permute, part))
-        return part.transpose(0, 1) if self.transpose else part
+        part = part.transpose(0, 1) if self.transpose else part
+        if self.view is not None:
+            back = sorted(range(len(self.dims)), key=self.dims.__getitem__)
+            part = part.reshape([self.view[dim] for dim in self.dims]).permute(back)
+        return part
 
     def _unrepeated(self, part: Tensor, order: Tensor) -> Tensor:
         """Return every row of the reference once, in its order."""

@@ -66,7 +66,8 @@ class KeyPlan:
         for key, pieces in self.pieces.items():
             for piece, part in zip(pieces, disassemble(pieces, native[key], self.reference_shapes), strict=True):
                 target = out.setdefault(piece.reference, part.new_empty(self.reference_shapes[piece.reference]))
-                cut, value = piece.cut_of(target), piece.give_back(part)
+                cut = piece.cut_of(target)
+                value = piece.give_back(part).reshape(cut.shape)
                 place = piece.reference, piece.dim, piece.start, piece.stop
                 if place in filled and not bit_equal(cut, value.to(cut.dtype)):
                     text = f"{filled[place]!r} and {key!r} hold {piece.reference!r} twice, and differ"

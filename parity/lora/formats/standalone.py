@@ -33,7 +33,8 @@ def table(pieces: Sequence[Piece], to: str, sizes: Mapping[str, Sequence[int]] |
     """
     if to not in SPELLINGS:
         raise UsageError.unknown("format a stand-alone converter writes", to, SPELLINGS)
-    kept = [piece for piece in pieces if not piece.reference.endswith(".bias") and _is_matrix(piece, sizes)]
+    kept = [piece for piece in pieces if not piece.reference.endswith(".bias") and _is_matrix(piece, sizes)
+            and piece.view is None]  # fmt: skip
     if not kept:
         raise KeyMapError("the map has no weights: a converter made of it would convert nothing")
     spelling = SPELLINGS[to]
