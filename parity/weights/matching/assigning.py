@@ -92,7 +92,8 @@ def _labelled(label: Ints, sizes: Sequence[int]) -> Ints:
 def completed(best: Ints, norms: Norms, pool: int, times: int = 1) -> Ints | None:
     """Return all lines by the most economical block order the sure lines follow; None where they follow none.
 
-    Each line is used `times` times. Of weak lines noise makes lines of others: where all together follow none, the stronger half decides.
+    Each line is used `times` times. Of weak lines noise makes lines of others: where all together follow none, the
+    stronger half decides.
     """
     found = _most_followed(best, norms, pool, times)
     if found is None:
