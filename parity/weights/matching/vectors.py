@@ -15,6 +15,7 @@ from parity.weights.matching.lines import Assignment, Part
 from parity.weights.matching.places import Places
 from parity.weights.matching.rows import Ints
 from parity.weights.matching.sketch import FEW_LINES, Sketch
+from parity.weights.names import sibling
 from parity.weights.orders import repeated
 
 _SAME = 1e-5
@@ -93,17 +94,16 @@ class Vectors:
 
     def _beside(self, native: Sketch, weights: Mapping[str, Assignment]) -> Assignment | None:
         """Try what was found for the weight of the same module: its rows are the bias's elements."""
-        module, _, name = native.key.rpartition(".")
-        weight = weights.get(f"{module}.weight")
+        weight = weights.get(native.key.removesuffix("bias") + "weight")
         if native.rows != 1 or weight is None or weight.axis != 0:
             return None
-        parts = [self._bias(part, name) for part in weight.parts]
+        parts = [self._bias(part) for part in weight.parts]
         if any(part is None for part in parts):
             return None
         return self._judged(native, [part for part in parts if part is not None])
 
-    def _bias(self, part: Part, name: str) -> Part | None:
-        held = self._references.get(f"{part.key.rpartition('.')[0]}.{name}")
+    def _bias(self, part: Part) -> Part | None:
+        held = self._references.get(sibling(part.key, "bias"))
         if part.axis != 0 or held is None or held.rows != 1 or held.columns <= part.reference.max():
             return None
         return Part(held.key, 1, part.native, part.reference)
