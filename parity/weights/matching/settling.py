@@ -136,8 +136,8 @@ class Settler:
         """Return the tensor of the same name beside the reference its module's other tensor was found whole in."""
         module, _, name = native.rpartition(".")
         out = []
-        for sibling, held in self._large.items():
-            if sibling.rpartition(".")[0] == module and len(held.parts) == 1 and _in_order(held.parts[0]):
+        for other, held in self._large.items():
+            if other.rpartition(".")[0] == module and len(held.parts) == 1 and _in_order(held.parts[0]):
                 key = f"{held.parts[0].key.rpartition('.')[0]}.{name}"
                 out += [key] if key in self._ours else []
         return out
