@@ -96,7 +96,7 @@ def _said(order: Rows) -> str:
     closed = len(moved) > 0 and part.min() == 0 and part.max() == len(part) - 1
     words = described(order) or {}
     where = ""
-    if "rows" in words and closed and len(part) < len(order):
+    if "rows" in words and closed and _SHORT < len(part) < len(order):
         words, where = described(part) or {}, f" of {first} to {last}"
     text = _in_words(words)
     return f": {text}{where}" if text else ""

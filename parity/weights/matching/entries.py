@@ -38,7 +38,8 @@ def relation_of(native: Sketch, found: Assignment, part: Part, reference: Sketch
 def _moves(native: Sketch, found: Assignment, part: Part, reference: Sketch) -> list[str]:
     words = ["fuse"] if len(found.parts) > 1 else []
     lines = reference.rows if part.axis == 0 else reference.columns
-    used = len(np.unique(part.reference))
+    in_order = bool((np.diff(part.reference) == 1).all())
+    used = len(part.reference) if in_order else len(np.unique(part.reference))
     if used < lines:
         words.append("split")
     if used < len(part.reference):
@@ -47,7 +48,7 @@ def _moves(native: Sketch, found: Assignment, part: Part, reference: Sketch) -> 
         words.append("pad")
     if part.axis != found.axis:
         words.append("transpose")
-    if _out_of_order(part.reference):
+    if not in_order and _out_of_order(part.reference):
         words.append(_permuted(native, found, part, reference))
     return words
 
