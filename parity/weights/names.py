@@ -12,6 +12,7 @@ import torch
 
 Shapes = Mapping[str, torch.Size]
 PARAMETERS = ("weight", "bias")
+_PROJECTIONS = {word: word[0] for word in ("q", "k", "v", "query", "key", "value")}
 
 _ROLES: tuple[tuple[str, str], ...] = (
     ("qkv", r"(to_|w_?|in_)?qkv(_proj|_linear|_proj_in)?|in_proj|c_attn|query_key_value"),
@@ -139,6 +140,16 @@ def unnumbered(key: str) -> str:
     'blocks.*.ffn.w2.weight'
     """
     return re.sub(r"(?:(?<=\.)|^)\d+(?=\.)", "*", key)
+
+
+def projections_of(key: str) -> frozenset[str]:
+    """Return which of q, k and v a name names.
+
+    >>> sorted(projections_of("double_blocks.0.norm.query_norm.scale")), sorted(projections_of("attn.to_out"))
+    (['q'], [])
+    """
+    words = re.split(r"[^a-zA-Z0-9]+", key.lower())
+    return frozenset(_PROJECTIONS[word] for word in words if word in _PROJECTIONS)
 
 
 def sibling(key: str, name: str) -> str:

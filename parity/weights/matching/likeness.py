@@ -9,10 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 
-from parity.weights.names import role_of
+from parity.weights.names import projections_of, role_of
 
 _STEM = 3
-_QKV = {word: word[0] for word in ("q", "k", "v", "query", "key", "value")}
 
 
 class Likeness:
@@ -57,7 +56,7 @@ class Likeness:
 
 def _projection(native: str, reference: str) -> float:
     """Return what it tells that both name q, k or v, the same or another."""
-    ours, theirs = ({_QKV[word] for word in _words(name) if word in _QKV} for name in (native, reference))
+    ours, theirs = projections_of(native), projections_of(reference)
     return 0.0 if not ours or not theirs else 0.5 if ours == theirs else -0.5
 
 
