@@ -178,12 +178,17 @@ def _taken(piece: Mapping[str, Any], pair: Pair) -> Pair:
     if piece["transpose"]:
         A, B = B.t(), A.t()
     if piece["permute"] is not None:
-        B = B[_order(piece["permute"])]
+        B = B[_order(piece["permute"], B.shape[0])]
+    if piece["columns"] is not None:
+        A = A[:, _order(piece["columns"], A.shape[1])]
     return A, B, scaling
 
 
-def _order(words: Mapping[str, Any]) -> torch.Tensor:
-    """Return the order of rows that the table's words describe."""
+def _order(words: Mapping[str, Any], count: int) -> torch.Tensor:
+    """Return the order that the table's words describe, of so many rows."""
+    if "repeat" in words:
+        times, size = int(words["repeat"]), int(words["size"])
+        return torch.arange(count).view(-1, 1, size).expand(-1, times, -1).reshape(-1)
     if "view" in words:
         view, dims = ([int(n) for n in words[name]] for name in ("view", "dims"))
         return torch.arange(math.prod(view)).reshape(view).permute(dims).reshape(-1)

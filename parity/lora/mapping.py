@@ -74,6 +74,8 @@ def _taken(piece: Piece, target: LoraTarget) -> LoraTarget:
     Shapes: A [R, I], B [O, R] to those of the cut.
     """
     A, B = target.A, target.B
+    if piece.view is not None:
+        raise LoraError(f"{piece.native!r} exchanges rows and columns of {piece.reference!r}: no A and B say that")
     if piece.dim == 0:
         B = B[piece.start : piece.stop]
     else:
@@ -82,6 +84,8 @@ def _taken(piece: Piece, target: LoraTarget) -> LoraTarget:
         A, B = B.t(), A.t()
     if piece.permute is not None:
         B = B[torch.tensor(piece.permute, device=B.device)]
+    if piece.columns is not None:
+        A = A[:, torch.tensor(piece.columns, device=A.device)]
     magnitude, bias = rows.taken(piece, target)
     return replace(target, A=A, B=B, magnitude=magnitude, bias=bias)
 

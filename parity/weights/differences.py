@@ -1,4 +1,4 @@
-"""What a tensor holds where it does not hold what it should: rounding, its transpose, other orders, nothing."""
+"""What a tensor holds where it does not hold what it should: rounding, a byte a value, nothing, other orders."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from parity.numerics.metrics import bit_equal, cosine, max_abs, rel_l2
 from parity.numerics.streamed import Streamed
+from parity.weights.rearranged import rearranged
 
 _COARSER = {
     torch.float64: (torch.float32, torch.bfloat16, torch.float16),
@@ -82,7 +83,8 @@ def _what(value: Tensor, held: Tensor, rounded: str | None, numbers: tuple[float
         return f"{value.dtype} stored as {held.dtype}".replace("torch.", "")
     if held.numel() and bool((held == held.reshape(-1)[0]).all()):
         return f"holds {held.reshape(-1)[0].item():.4g} everywhere: never filled?"
-    return _quantised(value, held) or _moved(value.to(held.dtype), held) or f"differs by {numbers[0]:.2g} of its norm"
+    moved = _quantised(value, held) or rearranged(value.to(held.dtype), held)
+    return moved or f"differs by {numbers[0]:.2g} of its norm"
 
 
 def _quantised(value: Tensor, held: Tensor) -> str | None:
@@ -95,29 +97,3 @@ def _quantised(value: Tensor, held: Tensor) -> str | None:
     dtype = str(held.dtype).removeprefix("torch.")
     return f"is right but for its scales and {dtype} ({apart:.1%} apart once scaled): dequantise it" \
         if apart < _COARSE else None  # fmt: skip
-
-
-def _moved(value: Tensor, held: Tensor) -> str | None:
-    """Recognise the right values at the wrong places, or scaled."""
-    if value.ndim == 2 and value.shape[0] == value.shape[1] and bit_equal(value.t(), held):
-        return "holds its own transpose"
-    if not value.is_floating_point() or not value.numel():
-        return None
-    if value.ndim and _same_rows(value.reshape(value.shape[0], -1), held.reshape(held.shape[0], -1)):
-        return "holds the right rows in another order"
-    if value.ndim > 1 and _same_rows(value.flatten(1).t(), held.flatten(1).t()):
-        return "holds the right columns in another order"
-    one, other = value.double().reshape(-1), held.double().reshape(-1)
-    scale = float(one.dot(other) / one.dot(one)) if float(one.dot(one)) else math.nan
-    if scale == -1.0:
-        return "has the sign turned"
-    close = math.isfinite(scale) and float((other - scale * one).norm()) < 1e-3 * float(other.norm())
-    return f"is the right tensor times {scale:.4g}" if close and abs(scale - 1) > 1e-2 else None
-
-
-def _same_rows(value: Tensor, held: Tensor) -> bool:
-    """Whether both have the same rows in whatever order. Shapes: [I, J]."""
-    weights = torch.linspace(1.0, 2.0, value.shape[1], dtype=torch.float64)
-    one, other = (t.double() @ weights for t in (value, held))
-    order, order_held = one.argsort(), other.argsort()
-    return torch.equal(one[order], other[order_held]) and torch.equal(value[order], held[order_held])

@@ -36,7 +36,13 @@ def inverted(rule: Rule) -> Rule:
 
 
 def _inverse(permute: Permute) -> Permute:
-    return lambda n: torch.argsort(torch.tensor(list(permute(n)))).tolist()
+    def turned(n: int) -> list[int]:
+        order = list(permute(n))
+        if len(order) != n:
+            raise KeyMapError("rows are repeated: no inverse by keys; plan(...).reference_tensors(native) goes back")
+        return [int(row) for row in torch.argsort(torch.tensor(order))]
+
+    return turned
 
 
 def _turned(rule: Rule, pattern: str, template: str) -> tuple[str, str]:

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import accumulate
 
+import numpy as np
 import torch
 
 from parity.errors import KeyMapError
+from parity.weights.orders import is_order
 from parity.weights.piece import Piece, assembled_shape
 from parity.weights.rule import Permute, Route
 
@@ -54,8 +56,9 @@ def _permutation(permute: Permute | None, rows: int) -> tuple[int, ...] | None:
     if permute is None:
         return None
     order = tuple(int(i) for i in permute(rows))
-    if sorted(order) != list(range(rows)):
-        raise KeyMapError(f"permute({rows}) gave {len(order)} numbers that are no permutation of its {rows} rows")
+    if not order or max(order) != rows - 1 or not is_order(np.asarray(order)):
+        text = f"permute({rows}) gave {len(order)} numbers that are no permutation of its {rows} rows"
+        raise KeyMapError(f"{text}, nor each as often as the others")
     return order
 
 

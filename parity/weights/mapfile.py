@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,6 +11,7 @@ from parity.errors import KeyMapError
 from parity.weights.keymap import KeyMap, Rule, fuse, native_only, reference_only, rename, split
 from parity.weights.orders import described, order_from
 from parity.weights.piece import Piece
+from parity.weights.rule import Permute
 
 SCHEMA, VERSION = "dit-parity-key-map", 1
 _LISTS = ("pieces", "rules")
@@ -18,7 +20,8 @@ _RULES = ("rename", "split", "fuse")
 _KNOWN = {"schema", "schema_version", "notes", "param_names_mapping", *_LISTS, *_ONLY}
 _PLACES = ("dim", "start", "stop", "native_dim", "native_start")
 _DEFAULTS: dict[str, Any] = {
-    "dim": 0, "transpose": False, "permute": None, "native_dim": 0, "native_start": 0, "reshape": False,
+    "dim": 0, "transpose": False, "permute": None, "columns": None, "view": None, "dims": [], "native_dim": 0,
+    "native_start": 0, "reshape": False,
 }  # fmt: skip
 
 
@@ -38,8 +41,11 @@ def _as_entry(piece: Piece) -> dict[str, Any]:
     entry = {
         "reference": piece.reference, "native": piece.native, "dim": piece.dim, "start": piece.start,
         "stop": piece.stop, "transpose": piece.transpose,
-        "permute": None if piece.permute is None else described(piece.permute), "native_dim": piece.native_dim,
-        "native_start": piece.native_start, "native_stop": piece.native_stop, "reshape": piece.reshape,
+        "permute": None if piece.permute is None else described(piece.permute),
+        "columns": None if piece.columns is None else described(piece.columns),
+        "view": None if piece.view is None else list(piece.view), "dims": list(piece.dims),
+        "native_dim": piece.native_dim, "native_start": piece.native_start, "native_stop": piece.native_stop,
+        "reshape": piece.reshape,
     }  # fmt: skip
     return {name: value for name, value in entry.items() if name not in _DEFAULTS or value != _DEFAULTS[name]}
 
@@ -97,17 +103,29 @@ def _pieces(entries: list[Any]) -> tuple[list[Piece], list[Rule]]:
 
 def _piece(entry: Mapping[str, Any]) -> Piece:
     held = {**_DEFAULTS, **{name: value for name, value in entry.items() if name != "note"}}
-    permute = held.pop("permute")
+    permute, columns = held.pop("permute"), held.pop("columns")
     numbers: dict[str, Any] = {name: int(held.pop(name)) for name in _PLACES}
     stop = int(held.pop("native_stop", numbers["native_start"] + numbers["stop"] - numbers["start"]))
     if min(*numbers.values(), stop) < 0:
         raise KeyMapError(f"negative place in {str(entry)[:120]}")
+    view, dims = held.pop("view"), tuple(int(n) for n in held.pop("dims"))
+    if view is not None and sorted(dims) != list(range(len(view))):
+        raise KeyMapError(f"dims {list(dims)} are no order of the dims of view {view}")
     count = stop - numbers["native_start"]
     order = None if permute is None else order_from(permute, count)
     for name in ("reference", "native"):
         if not isinstance(held[name], str):
             raise KeyMapError(f"{name} is {held[name]!r}, not a key")
-    return Piece(permute=order, native_stop=stop, **numbers, **held)
+    across = None if columns is None else order_from(columns, _length(columns))
+    seen = None if view is None else tuple(int(n) for n in view)
+    return Piece(permute=order, columns=across, view=seen, dims=dims, native_stop=stop, **numbers, **held)
+
+
+def _length(words: Mapping[str, Any]) -> int:
+    """Return how many columns an order in words is of."""
+    if "view" in words:
+        return math.prod(int(n) for n in words["view"])
+    return int(words["blocks"]) * len(words["order"]) if "blocks" in words else len(words["rows"])
 
 
 def _rule(entry: Any) -> Rule:
@@ -120,7 +138,16 @@ def _rule(entry: Any) -> Rule:
         if options.get("sizes"):
             options["sizes"] = tuple(int(n) for n in options["sizes"])
         if kind == "rename":
-            return rename(one, other, **options)
+            permute = options.pop("permute", None)
+            return rename(one, other, permute=None if permute is None else _permute(permute), **options)
         return split(one, tuple(other), **options) if kind == "split" else fuse(tuple(one), other, **options)
     except (TypeError, ValueError) as error:
         raise KeyMapError(f"{str(entry)[:120]} is no rule: {error}") from error
+
+
+def _permute(words: Any) -> Permute:
+    """Return the order a rule's words describe, for as many rows as a tensor has."""
+    times = int(words.get("repeat", 1)) if isinstance(words, dict) else 0
+    if times < 1:
+        raise ValueError(f"permute is {words!r}")
+    return lambda rows: order_from(words, times * rows)

@@ -12,6 +12,7 @@ import torch
 
 Shapes = Mapping[str, torch.Size]
 PARAMETERS = ("weight", "bias")
+_PROJECTIONS = {word: word[0] for word in ("q", "k", "v", "query", "key", "value")}
 
 _ROLES: tuple[tuple[str, str], ...] = (
     ("qkv", r"(to_|w_?|in_)?qkv(_proj|_linear|_proj_in)?|in_proj|c_attn|query_key_value"),
@@ -47,26 +48,33 @@ class Stack:
         count: how many blocks.
         tensors: shape by the rest of the key, in the first block.
         irregular: blocks whose tensors or shapes differ from the first's.
+        glued: whether the number follows the prefix without a dot: `blocks.block0`.
     """
 
     prefix: str
     count: int
     tensors: Mapping[str, torch.Size]
     irregular: tuple[int, ...]
+    glued: bool = False
+
+    @property
+    def start(self) -> str:
+        """What stands before the number, with its dot."""
+        return self.prefix if self.glued or not self.prefix else f"{self.prefix}."
 
 
 def stacks_of(shapes: Shapes) -> tuple[Stack, ...]:
     """Find the stacks: numbers 0, 1, 2, ... after one prefix, with the same tensors behind; the outermost ones."""
-    held: dict[str, dict[int, dict[str, torch.Size]]] = defaultdict(lambda: defaultdict(dict))
+    held: dict[tuple[str, bool], dict[int, dict[str, torch.Size]]] = defaultdict(lambda: defaultdict(dict))
     for key, shape in shapes.items():
-        for found in re.finditer(r"(?:^|\.)(\d+)\.", key):
-            prefix = key[: found.start()]
-            held[prefix][int(found[1])][key[found.end() :]] = shape
+        for found in re.finditer(r"(?:^|\.)([A-Za-z_]*)(\d+)\.", key):
+            prefix = key[: found.start(2)] if found[1] else key[: found.start()]
+            held[prefix, bool(found[1])][int(found[2])][key[found.end() :]] = shape
     found_stacks: list[Stack] = []
-    for prefix, blocks in sorted(held.items(), key=lambda item: item[0].count(".")):
-        inside = any(re.match(rf"{re.escape(stack.prefix)}\.\d+\.", f"{prefix}.") for stack in found_stacks)
-        if not inside and _is_stack(blocks):
-            found_stacks.append(_stack(prefix, blocks))
+    for (prefix, glued), blocks in sorted(held.items(), key=lambda item: (item[0][0].count("."), item[0][1])):
+        inside = any(re.match(rf"{re.escape(stack.start)}\d+\.", f"{prefix}.") for stack in found_stacks)
+        if not inside and _is_stack(blocks) and (not glued or len(blocks[0]) > len(PARAMETERS)):
+            found_stacks.append(_stack(prefix, blocks, glued))
     return tuple(found_stacks)
 
 
@@ -79,9 +87,9 @@ def _is_stack(blocks: Mapping[int, Mapping[str, torch.Size]]) -> bool:
     return alike and (len(first) > len(PARAMETERS) or same)
 
 
-def _stack(prefix: str, blocks: Mapping[int, Mapping[str, torch.Size]]) -> Stack:
+def _stack(prefix: str, blocks: Mapping[int, Mapping[str, torch.Size]], glued: bool) -> Stack:
     irregular = tuple(number for number in sorted(blocks) if dict(blocks[number]) != dict(blocks[0]))
-    return Stack(prefix, len(blocks), dict(blocks[0]), irregular)
+    return Stack(prefix, len(blocks), dict(blocks[0]), irregular, glued)
 
 
 def templated(key: str, stacks: Iterable[Stack]) -> tuple[str, int | None]:
@@ -92,7 +100,7 @@ def templated(key: str, stacks: Iterable[Stack]) -> tuple[str, int | None]:
     ('blocks.*.ffn.0.weight', 7)
     """
     for stack in stacks:
-        start = f"{stack.prefix}." if stack.prefix else ""
+        start = stack.start
         number = key[len(start) :].partition(".")[0] if key.startswith(start) else ""
         if number.isdigit():
             return f"{start}*.{key[len(start) + len(number) + 1 :]}", int(number)
@@ -132,6 +140,25 @@ def unnumbered(key: str) -> str:
     'blocks.*.ffn.w2.weight'
     """
     return re.sub(r"(?:(?<=\.)|^)\d+(?=\.)", "*", key)
+
+
+def projections_of(key: str) -> frozenset[str]:
+    """Return which of q, k and v a name names.
+
+    >>> sorted(projections_of("double_blocks.0.norm.query_norm.scale")), sorted(projections_of("attn.to_out"))
+    (['q'], [])
+    """
+    words = re.split(r"[^a-zA-Z0-9]+", key.lower())
+    return frozenset(_PROJECTIONS[word] for word in words if word in _PROJECTIONS)
+
+
+def sibling(key: str, name: str) -> str:
+    """Return the key of another parameter of the same module, which a weight is.
+
+    >>> sibling("attn.q.weight", "bias"), sibling("attn.in_proj_weight", "bias")
+    ('attn.q.bias', 'attn.in_proj_bias')
+    """
+    return key.removesuffix("weight") + name if key.endswith("weight") else f"{key.rpartition('.')[0]}.{name}"
 
 
 def separator_of(keys: Sequence[str]) -> str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from parity.errors import KeyMapError
+from parity.numerics.metrics import bit_equal
 from parity.weights.piece import Piece, Source, assemble, disassemble
 from parity.weights.rule import Rule
 
@@ -54,10 +56,22 @@ class KeyPlan:
         return {key: self.native_tensor(key, reference) for key in self.pieces}
 
     def reference_tensors(self, native: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Go back: build the reference tensors from the native ones, without the declared `reference_only`."""
+        """Go back: build the reference tensors from the native ones, without the declared `reference_only`.
+
+        Raises:
+            KeyMapError: the native holds a part of the reference twice, and the copies differ.
+        """
         out: dict[str, Tensor] = {}
+        filled: dict[tuple[str, int, int, int], str] = {}
         for key, pieces in self.pieces.items():
             for piece, part in zip(pieces, disassemble(pieces, native[key], self.reference_shapes), strict=True):
                 target = out.setdefault(piece.reference, part.new_empty(self.reference_shapes[piece.reference]))
-                piece.cut_of(target).copy_(piece.give_back(part))
+                cut = piece.cut_of(target)
+                value = piece.give_back(part).reshape(cut.shape)
+                place = piece.reference, piece.dim, piece.start, piece.stop
+                if place in filled and not bit_equal(cut, value.to(cut.dtype)):
+                    text = f"{filled[place]!r} and {key!r} hold {piece.reference!r} twice, and differ"
+                    raise KeyMapError(f"{text}\nthe copies were changed: no reference tensor has both")
+                filled[place] = key
+                cut.copy_(value)
         return out

@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import groupby
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from parity.errors import KeyMapError
+from parity.weights.orders import is_order
 from parity.weights.piece import Piece, assemble, assembled_shape
 
 Converter = Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
@@ -26,7 +28,8 @@ def probed(fn: Converter, shapes: Mapping[str, torch.Size]) -> dict[str, tuple[P
     codes = _codes(list(shapes))
     rows, columns, rest = (_run(fn, _numbered(shapes, codes, dim)) for dim in range(3))
     names = {code: key for key, code in codes.items()}
-    out = {key: _pieces(key, rows[key], columns[key], names, shapes) for key in rows}
+    plain = {key: _pieces(key, rows[key], columns[key], names, shapes) for key in rows}
+    out = {key: _with_columns(plain[key], columns[key], rest[key], shapes) for key in rows}
     for dim, got in enumerate((rows, columns, rest)):
         _prove(out, _numbered(shapes, codes, dim), got)
     _check_whole(out, shapes)
@@ -88,6 +91,20 @@ def _pieces(
     return _runs(key, columns.reshape(*columns.shape[:2], -1)[0, :, 0], names, dim=1, native_dim=1)
 
 
+def _with_columns(
+    parts: tuple[Piece, ...], columns: Tensor, rest: Tensor, shapes: Mapping[str, torch.Size]
+) -> tuple[Piece, ...]:
+    """Read off in which order a piece that keeps rows whole has the elements of each."""
+    shape = shapes[parts[0].reference]
+    if len(parts) > 1 or parts[0].transpose or parts[0].dim or len(shape) < 2 or columns.ndim < 2:
+        return parts
+    first = (columns[:1].flatten() & _MASK) * shape[2:].numel() + (rest[:1].flatten() & _MASK)
+    count = shape[1:].numel()
+    if len(first) != count or torch.equal(first, torch.arange(count)) or not is_order(first.numpy()):
+        return parts
+    return (replace(parts[0], columns=tuple(first.tolist())),)
+
+
 def _runs(
     key: str, line: Tensor, names: Mapping[int, str], *, dim: int, native_dim: int, transpose: bool = False
 ) -> tuple[Piece, ...]:
@@ -97,7 +114,7 @@ def _runs(
     for code, group in groupby(line.tolist(), key=lambda number: number >> _BITS):
         numbers = [number & _MASK for number in group]
         for first, last, order in _spans(numbers, allow_order=not transpose and dim == 0):
-            end = at + last - first
+            end = at + (last - first if order is None else len(order))
             out.append(Piece(_name(key, code, names), key, dim, first, last, transpose, order, native_dim, at, end))
             at = end
     return tuple(out)
@@ -118,11 +135,11 @@ def _shaped(piece: Piece, shape: torch.Size, shapes: Mapping[str, torch.Size], p
 
 
 def _spans(numbers: list[int], allow_order: bool) -> list[tuple[int, int, tuple[int, ...] | None]]:
-    """Cover the numbers by one span, in order or permuted, or else by runs of consecutive numbers."""
+    """Cover the numbers by one span, in order, permuted or repeated, or else by runs of consecutive numbers."""
     first, last = min(numbers), max(numbers) + 1
     if numbers == list(range(first, last)):
         return [(first, last, None)]
-    if allow_order and sorted(numbers) == list(range(first, last)):
+    if allow_order and is_order(np.asarray(numbers) - first):
         return [(first, last, tuple(n - first for n in numbers))]
     runs: list[list[int]] = []
     for number in numbers:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-from parity.weights.names import Shapes, Stack, role_of, stacks_of, templated
+from parity.weights.names import Shapes, Stack, projections_of, role_of, stacks_of, templated
 from parity.weights.piece import Piece
 
 Confidence = Literal["high", "medium", "low"]
 _RANK: dict[str, int] = {"high": 2, "medium": 1, "low": 0}
+_VAGUE = {"text", "time", "self", "cross", "ffn"}
+"""Words that say where a module is and not what it is."""
 _FUSED = {"qkv": ("q", "k", "v"), "kv": ("k", "v")}
 
 
@@ -90,13 +93,21 @@ def _chosen(left: _Side, right: _Side) -> Iterator[Found]:
 
 
 def _candidates(left: _Side, right: _Side) -> Iterator[tuple[float, Found]]:
+    roles = [Counter((role_of(key), side.shapes[key]) for key in side.shapes) for side in (left, right)]
     for a, shape in left.shapes.items():
         for b, other in right.shapes.items():
             if (a[:3] == b[:3]) if a.startswith("<") or b.startswith("<") else True:
                 score, found = _judged(a, shape, b, other)
+                shared = max(roles[0][role_of(a), shape], roles[1][role_of(b), other]) > 1
                 if found is not None:
-                    yield score, found
+                    yield score, _doubted(found) if shared and a != b else found
     yield from _fusions(left, right)
+
+
+def _doubted(found: Found) -> Found:
+    """Return a proposal less sure, since another tensor of that shape has its role."""
+    parts, relation, confidence, why = found
+    return parts, relation, "medium" if confidence == "high" else confidence, f"{why}, as others have"
 
 
 def _judged(a: str, shape: torch.Size, b: str, other: torch.Size) -> tuple[float, Found | None]:
@@ -106,10 +117,14 @@ def _judged(a: str, shape: torch.Size, b: str, other: torch.Size) -> tuple[float
     ours, theirs = (tuple(word for word in role_of(key) if "<" not in word) for key in (a, b))
     if ours[-1:] != theirs[-1:] and {*ours[-1:], *theirs[-1:]} <= {"weight", "bias"}:
         return 0.0, None
+    named = projections_of(a), projections_of(b)
+    if all(named) and not named[0] & named[1]:
+        return 0.0, None
     score = difflib.SequenceMatcher(None, ours, theirs).ratio() + difflib.SequenceMatcher(None, a, b).ratio()
     if a == b:
         return score, (((a, b),), relation, "high" if relation == "rename" else "medium", "same name")
-    confidence: Confidence = "high" if ours == theirs else "medium" if score > 1.1 else "low"
+    exact = ours == theirs and not {*ours[-2:-1]} & _VAGUE
+    confidence: Confidence = "high" if exact else "medium" if ours == theirs or score > 1.1 else "low"
     if relation != "rename" and confidence == "high":
         confidence = "medium"
     if confidence == "low" and score < 0.6:

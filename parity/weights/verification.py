@@ -186,17 +186,20 @@ def _is(piece: Piece, part: Tensor, reference: Mapping[str, Tensor]) -> bool:
 
 
 def _blocks(tensors: Sequence[Verified], native: Shapes) -> dict[str, str]:
-    """Return the blocks of which every tensor that differs holds the same tensor of one other block."""
+    """Return the blocks that differ for the greater part, and of which each such tensor is that of one other block."""
     stacks = stacks_of(native)
-    holds: dict[str, set[str | None]] = defaultdict(set)
+    holds: dict[str, list[str | None]] = defaultdict(list)
+    sizes: dict[str, int] = defaultdict(int)
     for tensor in tensors:
         template, number = templated(tensor.native, stacks)
+        start = template.partition("*")[0]
+        sizes[f"{start}{number}"] += 1
         if number is not None and tensor.status == DIFFERENT:
             other, other_number = templated(tensor.holds or "", stacks)
-            start = template.partition("*")[0]
             source = f"{start}{other_number}" if other == template and other_number is not None else None
-            holds[f"{start}{number}"].add(source)
-    return {block: next(iter(found)) or "" for block, found in holds.items() if len(found) == 1 and None not in found}
+            holds[f"{start}{number}"].append(source)
+    whole = {block: found for block, found in holds.items() if len(set(found)) == 1 and 2 * len(found) > sizes[block]}
+    return {block: found[0] for block, found in whole.items() if found[0] is not None}
 
 
 def _tied(tensors: Sequence[Verified], draft: Draft) -> tuple[tuple[str, ...], ...]:

@@ -10,6 +10,7 @@ import typer
 
 from parity.commands.frame import JsonOption, emit, examples, reported
 from parity.commands.weights.inspect import key_list
+from parity.commands.weights.lines import in_width, listed
 from parity.commands.weights.options import (
     ExportOption,
     NameOption,
@@ -26,7 +27,7 @@ from parity.io.outputs import write_out
 from parity.weights.anatomy import anatomy_of
 from parity.weights.compatibility import compatibility
 from parity.weights.mapfile import encoded
-from parity.weights.names import printable, unnumbered
+from parity.weights.names import unnumbered
 from parity.weights.proposal import Proposal, proposed
 
 EPILOG = examples(
@@ -112,23 +113,17 @@ def render(held: dict[str, Any]) -> str:
         f"naming     {_naming(held['naming']['reference'])} | {_naming(held['naming']['native'])}",
         *(f"shape      {key}: {sides['reference']} | {sides['native']}"
           for key, sides in list(held["different_shape"].items())[:_SHOWN]),
-        *_listed("missing_keys", held["missing_keys"]), *_listed("unexpected_keys", held["unexpected_keys"]),
+        *listed("missing_keys", held["missing_keys"], _SHOWN),
+        *listed("unexpected_keys", held["unexpected_keys"], _SHOWN),
         *_mapping(held["mapping"]), *(f"+ {flag}" for flag in verdict["green_flags"]),
         *(f"- {flag}" for flag in verdict["red_flags"]), f"{verdict['band']}: {verdict['meaning']}",
         f"LoRA: {verdict['lora']}",
     ]  # fmt: skip
-    return "\n".join(printable(line) for line in lines)
+    return in_width(lines)
 
 
 def _naming(held: dict[str, str]) -> str:
     return f"separator {held['separator']!r}, {held['case']}"
-
-
-def _listed(what: str, keys: list[str]) -> list[str]:
-    if not keys:
-        return []
-    more = f", ... ({len(keys)} in all)" if len(keys) > _SHOWN else ""
-    return [f"{what}: {', '.join(keys[:_SHOWN])}{more}"]
 
 
 def _mapping(entries: list[dict[str, Any]]) -> list[str]:
@@ -138,10 +133,10 @@ def _mapping(entries: list[dict[str, Any]]) -> list[str]:
     alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for entry in renamed:
         alike.setdefault((unnumbered(entry["reference"]), unnumbered(entry["native"])), []).append(entry)
-    shown = list(alike.values())[: 2 * _SHOWN]
-    for entries_of_one in shown:
+    first = list(alike.values())[: 2 * _SHOWN]
+    for entries_of_one in first:
         entry, times = entries_of_one[0], f" (x {len(entries_of_one)})" if len(entries_of_one) > 1 else ""
         where = f"{entry['reference']} -> {entry['native']}{times}"
         lines.append(f"  {entry['confidence']:<6} {where}  {entry['relation']}: {entry['why']}")
-    more = len(alike) - len(shown)
+    more = len(alike) - len(first)
     return [*lines, f"  ... {more} more; -o MAP.json writes all"] if more > 0 else lines

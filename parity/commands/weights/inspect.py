@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from parity.commands.frame import JsonOption, emit, examples, reported
+from parity.commands.weights.lines import in_width
 from parity.commands.weights.options import (
     ExportOption,
     ModelArgument,
@@ -101,10 +102,10 @@ def render(described: dict[str, Any], tree: list[str]) -> str:
         ("left out", f"{len(described['left_out'])} entries that are no dense tensors" * bool(described["left_out"])),
     ]
     wide = max(len(name) for name, held in rows if held)
-    words = [printable(f"  {name:<{wide}}  {held}") for name, held in rows if held]
-    problems = [printable(f"  note: {text}") for text in described["notes"]]
-    problems += [printable(f"  problem: {text}") for text in described["problems"][:20]]
-    return "\n".join([printable(described["model"]), *words, *problems, "", *tree])
+    words = [f"  {name:<{wide}}  {held}" for name, held in rows if held]
+    problems = [f"  note: {text}" for text in described["notes"]]
+    problems += [f"  problem: {text}" for text in described["problems"][:20]]
+    return in_width([described["model"], *words, *problems, "", *tree])
 
 
 def _stack_words(held: dict[str, Any]) -> str:

@@ -13,7 +13,8 @@ from parity.errors import KeyMapError, UsageError
 from parity.io.keymaps import write_key_map
 from parity.io.matchreports import read_match_report
 from parity.weights.mapfile import encoded, key_map_from
-from parity.weights.matching.entries import part_from, pieces_of
+from parity.weights.matching.entries import part_from
+from parity.weights.matching.pieces import pieces_of
 from parity.weights.piece import Piece
 
 EPILOG = examples(

@@ -10,6 +10,7 @@ import typer
 
 from parity.commands.frame import JsonOption, emit, examples, reported
 from parity.commands.weights.gathering import Gathering, known_of
+from parity.commands.weights.lines import in_width
 from parity.commands.weights.options import (
     NameOption,
     NativeArgument,
@@ -23,7 +24,7 @@ from parity.commands.weights.progress import BYTES, Progress
 from parity.errors import UsageError
 from parity.io.checkpoints import Checkpoint
 from parity.weights.matching.matcher import Options
-from parity.weights.names import printable, unnumbered
+from parity.weights.names import unnumbered
 from parity.weights.packed import packed_words
 
 EPILOG = examples(
@@ -32,6 +33,8 @@ EPILOG = examples(
 )
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _SHOWN = 40
+_ORDER = 60
+"""Characters of an order that is printed."""
 
 
 def match(
@@ -119,13 +122,14 @@ def render(held: dict[str, Any]) -> str:
     if held["unmatched_native"]:
         shown = ", ".join(held["unmatched_native"][:6])
         lines.append(f"native tensors that hold no reference's values: {len(held['unmatched_native'])}: {shown}")
-    return "\n".join(printable(line) for line in [*lines, f"{summary['scenario']}: {summary['meaning']}"])
+    return in_width([*lines, f"{summary['scenario']}: {summary['meaning']}"])
 
 
 def _line(group: list[dict[str, Any]]) -> str:
     """Word the entries of one kind, all blocks together, by the one that agrees least."""
     entry = min(group, key=lambda held: -1.0 if held["cosine"] is None else held["cosine"])
-    times = f" (x {len(group)}, the least alike)" if len(group) > 1 else ""
+    alike = ", the least alike" if len({held["cosine"] for held in group}) > 1 else ""
+    times = f" (x {len(group)}{alike})" if len(group) > 1 else ""
     if entry["native"] is None:
         return f"  {entry['reference']}{times}  {entry['relation']}: {entry['why']}"
     span = ""
@@ -133,6 +137,8 @@ def _line(group: list[dict[str, Any]]) -> str:
         place = entry["slice"]["native"]
         inside = [place["start"], "...", f"{place['count']} x {place['size']}"] if isinstance(place, dict) else place
         span = f"{entry['slice']['reference']} -> {inside}"
+    if entry["permutation"] and len(order := str(entry["permutation"])) < _ORDER:
+        span += f" {order}"
     numbers = f"cosine {entry['cosine']:.6f}, rel_l2 {entry['rel_l2']:.2g}"
     doubt = "" if entry["confidence"] == "high" else f", {entry['confidence']}: {entry['why']}"
     return f"  {entry['reference']} -> {entry['native']}{times}  {entry['relation']} {span}  {numbers}{doubt}"

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from parity.commands.frame import JsonOption, emit, examples, reported
+from parity.commands.weights.lines import in_width
 from parity.commands.weights.options import (
     NameOption,
     NativeArgument,
@@ -21,7 +22,6 @@ from parity.commands.weights.options import (
 from parity.errors import UsageError
 from parity.io.keymaps import read_key_map
 from parity.weights.keymap import KeyMap, rename
-from parity.weights.names import printable
 from parity.weights.verification import DIFFERENT, EXACT, FINER, ROUNDED, Verification, verify
 
 EPILOG = examples(
@@ -83,7 +83,9 @@ def as_json_record(
 def _findings(found: Verification, allowed: tuple[str, ...], shards: list[str]) -> Iterator[dict[str, Any]]:
     yield from ({"kind": "wrong_shard", "key": None, "says": text} for text in shards)
     for block, other in found.blocks.items():
-        yield {"kind": "duplicated_block", "key": block, "says": f"{block} holds {other}"}
+        moved = ", and the other way round" if found.blocks.get(other) == block else ""
+        kind = "swapped_block" if other in found.blocks else "duplicated_block"
+        yield {"kind": kind, "key": block, "says": f"{block} holds {other}{moved}"}
     for key in found.missing_keys:
         yield {"kind": "missing_key", "key": key, "says": f"the native lacks {key}"}
     for key in found.unexpected_keys:
@@ -133,4 +135,4 @@ def render(held: dict[str, Any]) -> str:
     lines += [f"  ... {more} more; --json prints all"] if more > 0 else []
     verdicts = {EXACT: "every tensor is exact", ROUNDED: "exact but for rounding of what is stored",
                 DIFFERENT: f"{len(held['findings'])} findings"}  # fmt: skip
-    return "\n".join(printable(line) for line in [*lines, verdicts[held["verdict"]]])
+    return in_width([*lines, verdicts[held["verdict"]]])

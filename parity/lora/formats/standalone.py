@@ -33,7 +33,8 @@ def table(pieces: Sequence[Piece], to: str, sizes: Mapping[str, Sequence[int]] |
     """
     if to not in SPELLINGS:
         raise UsageError.unknown("format a stand-alone converter writes", to, SPELLINGS)
-    kept = [piece for piece in pieces if not piece.reference.endswith(".bias") and _is_matrix(piece, sizes)]
+    kept = [piece for piece in pieces if not piece.reference.endswith(".bias") and _is_matrix(piece, sizes)
+            and piece.view is None]  # fmt: skip
     if not kept:
         raise KeyMapError("the map has no weights: a converter made of it would convert nothing")
     spelling = SPELLINGS[to]
@@ -66,6 +67,7 @@ def _entry(piece: Piece) -> dict[str, Any]:
         "reference": _module(piece.reference), "native": _module(piece.native), "dim": piece.dim,
         "start": piece.start, "stop": piece.stop, "transpose": piece.transpose,
         "permute": None if piece.permute is None else described(piece.permute),
+        "columns": None if piece.columns is None else described(piece.columns),
         "native_dim": piece.native_dim, "native_start": piece.native_start, "native_stop": piece.native_stop,
     }  # fmt: skip
 

@@ -20,18 +20,20 @@ _CHUNK = 1 << 24
 
 
 def assign(native: Lines, candidates: Sequence[Lines]) -> list[Part]:
-    """Assign every native line to a line of the candidates, none used twice.
+    """Assign every native line to a line of the candidates, none used twice unless each is used as often.
 
     What sketches leave open, because noise drowns weak lines or lines are alike, is completed by the order the rest
-    follows: blocks of lines that share one inner order (heads, their RoPE layout, fused parts).
+    follows: blocks of lines that share one inner order (heads, their RoPE layout, fused parts, repeated heads).
     """
     pool = torch.cat([held.units for held in candidates]).float()
     best, cosine = _nearest(native.units.float(), pool)
     best[cosine < SURE] = -1
     norms = native.norms.numpy()
     chosen = completed(best, norms, len(pool))
+    if chosen is None and (times := _times(best)) > 1:
+        chosen = completed(best, norms, len(pool), times)
     if chosen is None:
-        chosen = _unique(_each_completed(best, norms, [held.count for held in candidates]))
+        chosen = _each_completed(best, norms, [held.count for held in candidates])
     chosen = _filled(native.units.float(), pool, chosen)
     return _parts(chosen, candidates)
 
@@ -46,19 +48,29 @@ def _nearest(units: Tensor, pool: Tensor) -> tuple[Ints, Norms]:
     return torch.cat(best).numpy().astype(np.int64), torch.cat(values).numpy()
 
 
+def _times(best: Ints) -> int:
+    """Return how often the lines that are sure were claimed, on the average."""
+    sure = best[best >= 0]
+    return max(round(len(sure) / len(np.unique(sure))), 1) if len(sure) else 1
+
+
 def _each_completed(best: Ints, norms: Norms, sizes: Sequence[int]) -> Ints:
-    """Complete the lines of each candidate by an order of their own: q and k in another RoPE layout, v not."""
+    """Complete the lines of each candidate by an order of their own: q in another RoPE layout, k repeated, v not."""
     starts = np.cumsum([0, *sizes])
     label = np.searchsorted(starts, best, side="right") - 1
-    label = _labelled(np.where((best < 0) | (norms < np.median(norms)), -1, label), sizes)
+    times = [_times(np.where(label == number, best, -1)) for number in range(len(sizes))]
+    wanted = [size * often for size, often in zip(sizes, times, strict=True)]
+    label = _labelled(np.where((best < 0) | (norms < np.median(norms)), -1, label), wanted)
     out: Ints = best.copy()
+    repeated = np.zeros(len(best), dtype=bool)
     for number, size in enumerate(sizes):
         mine = np.flatnonzero(label == number)
         inside = (best[mine] >= starts[number]) & (best[mine] < starts[number + 1])
         if inside.any():
-            order = completed(np.where(inside, best[mine] - starts[number], -1), norms[mine], size)
+            order = completed(np.where(inside, best[mine] - starts[number], -1), norms[mine], size, times[number])
             out[mine] = out[mine] if order is None else order + starts[number]
-    return out
+            repeated[mine] = order is not None and times[number] > 1
+    return np.where(repeated, out, _unique(out))
 
 
 def _labelled(label: Ints, sizes: Sequence[int]) -> Ints:
@@ -77,16 +89,19 @@ def _labelled(label: Ints, sizes: Sequence[int]) -> Ints:
     return out
 
 
-def completed(best: Ints, norms: Norms, pool: int) -> Ints | None:
+def completed(best: Ints, norms: Norms, pool: int, times: int = 1) -> Ints | None:
     """Return all lines by the most economical block order the sure lines follow; None where they follow none.
 
-    Of weak lines noise makes lines of others: where all together follow none, the stronger half decides.
+    Each line is used `times` times. Of weak lines noise makes lines of others: where all together follow none, the
+    stronger half decides.
     """
-    found = _most_followed(best, norms, pool)
-    return _most_followed(np.where(norms >= np.median(norms), best, -1), norms, pool) if found is None else found
+    found = _most_followed(best, norms, pool, times)
+    if found is None:
+        found = _most_followed(np.where(norms >= np.median(norms), best, -1), norms, pool, times)
+    return found
 
 
-def _most_followed(best: Ints, norms: Norms, pool: int) -> Ints | None:
+def _most_followed(best: Ints, norms: Norms, pool: int, times: int) -> Ints | None:
     count, sure = len(best), best >= 0
     if not sure.any():
         return None
@@ -94,7 +109,7 @@ def _most_followed(best: Ints, norms: Norms, pool: int) -> Ints | None:
     sizes = [size for size in range(2, count // 2 + 1) if count % size == 0]
     for size in sorted(sizes, key=lambda size: size + count // size):
         fitted = _fitted(best, size)
-        if fitted is None or fitted.min() < 0 or fitted.max() >= pool or len(np.unique(fitted)) < count:
+        if fitted is None or fitted.min() < 0 or fitted.max() >= pool or not _used(fitted, times):
             continue
         share = float(np.average(fitted[sure] == best[sure], weights=norms[sure] + 1e-30))
         if share > found[0]:
@@ -102,6 +117,10 @@ def _most_followed(best: Ints, norms: Norms, pool: int) -> Ints | None:
         if share > 1 - 1e-9:
             break
     return found[1]
+
+
+def _used(lines: Ints, times: int) -> bool:
+    return bool((np.unique(lines, return_counts=True)[1] == times).all())
 
 
 def _fitted(best: Ints, size: int) -> Ints | None:

@@ -1,18 +1,18 @@
-"""One entry a reference tensor and native piece, as JSON has it, and back to the pieces of a key map."""
+"""One entry a reference tensor and native piece, as JSON has it, and back to the part it says."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from parity.errors import KeyMapError
-from parity.weights.matching.lines import Assignment, Part, is_quantised
-from parity.weights.matching.rows import Ints, matrix_shape
+from parity.weights.matching.convolutions import later_dims, moved_columns
+from parity.weights.matching.lines import Assignment, Part, Turn, is_quantised
+from parity.weights.matching.rows import Ints
 from parity.weights.matching.sketch import Sketch
 from parity.weights.orders import described, order_from
-from parity.weights.piece import Piece
 
 AMBIGUOUS, UNRELATED, DUPLICATE = "ambiguous", "unrelated", "duplicate"
 HIGH, MEDIUM = 0.95, 0.8
@@ -22,6 +22,7 @@ HIGH, MEDIUM = 0.95, 0.8
 def relation_of(native: Sketch, found: Assignment, part: Part, reference: Sketch) -> str:
     """Return what was done to the reference tensor, in words joined by " + "."""
     words = ["reshape"] if found.reshape else _moves(native, found, part, reference)
+    words = ["exchange channels"] if part.turn is not None else words
     if not words and native.shape != reference.shape:
         words.append("reshape")
     if is_quantised(native.dtype) != is_quantised(reference.dtype):
@@ -37,24 +38,44 @@ def relation_of(native: Sketch, found: Assignment, part: Part, reference: Sketch
 def _moves(native: Sketch, found: Assignment, part: Part, reference: Sketch) -> list[str]:
     words = ["fuse"] if len(found.parts) > 1 else []
     lines = reference.rows if part.axis == 0 else reference.columns
-    if len(part.reference) < lines:
+    in_order = bool((np.diff(part.reference) == 1).all())
+    used = len(part.reference) if in_order else len(np.unique(part.reference))
+    if used < lines:
         words.append("split")
+    if used < len(part.reference):
+        words.append("repeat")
     if sum(len(other.native) for other in found.parts) < (native.columns if found.axis else native.rows):
         words.append("pad")
     if part.axis != found.axis:
         words.append("transpose")
-    if (np.diff(part.reference) != 1).any():
-        words.append("permute rows" if found.axis == 0 or native.rows == 1 else "permute columns")
+    if not in_order and _out_of_order(part.reference):
+        words.append(_permuted(native, found, part, reference))
     return words
 
 
-def placed(found: Assignment, part: Part) -> dict[str, Any]:
-    """Return slice and permutation of a part, in few words."""
+def _permuted(native: Sketch, found: Assignment, part: Part, reference: Sketch) -> str:
+    if found.axis == 0 or native.rows == 1:
+        kernel = len(native.shape) > 2 and native.rows == native.shape[0]
+        return "permute out-channels" if kernel and found.axis == 0 else "permute rows"
+    shape = native.shape if len(native.shape) > len(reference.shape) else reference.shape
+    return "permute columns" if part.axis == 0 else moved_columns(part.reference, shape)
+
+
+def _out_of_order(reference: Ints) -> bool:
+    """Whether lines are in another order, and not only repeated in blocks."""
+    words = described(reference - reference.min()) if len(reference) else None
+    return words is not None and "repeat" not in words
+
+
+def placed(found: Assignment, part: Part, shape: Sequence[int] = ()) -> dict[str, Any]:
+    """Return slice and permutation of a part, in few words; `shape` is the reference's."""
     order = np.argsort(part.native, kind="stable")
     native, reference = part.native[order], part.reference[order]
     first = int(reference.min())
-    whole = int(reference.max()) - first + 1 == len(reference)
-    permutation = described(reference - first) if whole else {"rows": (reference - first).tolist()}
+    if part.turn is not None:
+        permutation: dict[str, Any] | None = {"view": list(part.turn[0]), "dims": list(part.turn[1])}
+    else:
+        permutation = described(reference - first, later_dims(shape) if part.axis else ())
     return {
         "slice": {
             "axis": found.axis, "native": _spans(native), "reference_axis": part.axis,
@@ -83,22 +104,30 @@ def part_from(entry: Mapping[str, Any]) -> tuple[int, Part, bool]:
         KeyMapError: the entry is not one this project writes.
     """
     try:
-        held, permutation = entry["slice"], entry["permutation"]
+        held, permutation, reshape = entry["slice"], entry["permutation"], bool(entry.get("reshape"))
         native = _unspanned(held["native"])
         start, stop = (int(n) for n in held["reference"])
-        if permutation is None:
+        turn = _turn(permutation) if reshape and permutation is not None else None
+        if permutation is None or turn is not None:
             reference = np.arange(start, stop)
         elif "rows" in permutation:
             reference = start + np.asarray(permutation["rows"], dtype=np.int64)
         else:
-            reference = start + np.asarray(order_from(permutation, stop - start), dtype=np.int64)
+            reference = start + np.asarray(order_from(permutation, len(native)), dtype=np.int64)
         if len(native) != len(reference):
             raise ValueError(f"{len(native)} native lines, {len(reference)} of the reference")
-        part = Part(str(entry["reference"]), int(held["reference_axis"]), native, reference)
-        return int(held["axis"]), part, bool(entry.get("reshape"))
+        part = Part(str(entry["reference"]), int(held["reference_axis"]), native, reference, turn)
+        return int(held["axis"]), part, reshape
     except (KeyError, TypeError, ValueError) as error:
         name = str(entry.get("native"))[:80] if isinstance(entry, Mapping) else str(entry)[:80]
         raise KeyMapError(f"the entry of {name!r} is none this project writes: {error}") from error
+
+
+def _turn(words: Mapping[str, Any]) -> Turn:
+    view, dims = (tuple(int(n) for n in words[name]) for name in ("view", "dims"))
+    if sorted(dims) != list(range(len(view))):
+        raise ValueError(f"dims {list(dims)} are no order of the dims of view {list(view)}")
+    return view, dims
 
 
 def _unspanned(held: Any) -> Ints:
@@ -107,47 +136,3 @@ def _unspanned(held: Any) -> Ints:
         return np.asarray((starts[:, None] + np.arange(int(held["size"]))).reshape(-1), dtype=np.int64)
     runs = held if held and isinstance(held[0], list) else [held]
     return np.concatenate([np.arange(int(start), int(stop)) for start, stop in runs])
-
-
-def pieces_of(native: str, axis: int, part: Part, shapes: tuple[Sequence[int], Sequence[int]], reshape: bool) \
-        -> Iterator[Piece]:  # fmt: skip
-    """Yield the pieces of a key map that move what a part says.
-
-    Raises:
-        KeyMapError: later dims of the tensors are rearranged, which pieces cannot say.
-    """
-    ours, theirs = tuple(shapes[0]), tuple(shapes[1])
-    rows, columns = matrix_shape(ours)
-    lines = columns if part.axis else rows
-    identity = axis == part.axis and len(part.reference) == lines and bool((part.reference == np.arange(lines)).all())
-    whole = identity and np.prod(theirs) == np.prod(ours) and bool((part.native == np.arange(lines)).all())
-    if whole or reshape:
-        size = ours[0] if ours else 1
-        stop = size
-        yield Piece(part.key, native, 0, 0, size, native_stop=stop, reshape=ours != theirs)
-        return
-    dims = _dim(ours, part.axis, part.key), _dim(theirs, axis, native)
-    turned = part.axis != axis
-    first, last = int(part.reference.min()), int(part.reference.max()) + 1
-    start, stop = int(part.native.min()), int(part.native.max()) + 1
-    if not turned and dims == (0, 0) and stop - start == last - first == len(part.native):
-        order = None if (np.diff(part.reference) == 1).all() else tuple(int(n) for n in part.reference - first)
-        if order is None or (first, last) == (0, ours[0]) or last - first == stop - start:
-            yield Piece(part.key, native, 0, first, last, False, order, 0, start, stop)
-            return
-    breaks = np.flatnonzero((np.diff(part.native) != 1) | (np.diff(part.reference) != 1)) + 1
-    for at, there in zip(np.split(part.native, breaks), np.split(part.reference, breaks), strict=True):
-        span, target = (int(there[0]), int(there[-1]) + 1), (int(at[0]), int(at[-1]) + 1)
-        yield Piece(part.key, native, dims[0], *span, turned, None, dims[1], *target)
-
-
-def _dim(shape: tuple[int, ...], axis: int, key: str) -> int:
-    """Return the dim of a tensor that an axis of its matrix is."""
-    if len(shape) < 2:
-        return 0
-    leading = 0
-    while len(shape) - leading > 2 and shape[leading] == 1:
-        leading += 1
-    if axis == 1 and len(shape) - leading != 2:
-        raise KeyMapError(f"{key!r} of shape {list(shape)} has its later dims rearranged: write a converter function")
-    return leading + axis

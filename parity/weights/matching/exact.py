@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from parity.weights.matching.lines import Assignment, Part, is_quantised
+from parity.weights.matching.lines import Assignment, Part, Turn, is_quantised
 from parity.weights.matching.moments import Moments, all_numbers, room, same_bytes
 from parity.weights.matching.rows import Ints, Rows, runs_of
 from parity.weights.source import ElementSource
@@ -73,6 +73,8 @@ class Measurer:
         spans = None if self._scaled(key, part) else self._spans(key, found, part)
         if spans is not None:
             pairs = self._in_runs(key, part.key, spans)
+        elif part.turn is not None:
+            pairs = self._turned(key, part, part.turn)
         elif found.reshape:
             pairs = self._same_elements(key, part)
         elif found.axis == part.axis == 1:
@@ -87,7 +89,7 @@ class Measurer:
         """Return the runs of elements that lie in the same order on both sides; None where they are short."""
         (their_rows, theirs, _), (rows, columns, _) = self._rows[0].info(part.key), self._rows[1].info(key)
         if found.reshape:
-            return [(0, 0, rows * columns)]
+            return None if part.turn is not None else [(0, 0, rows * columns)]
         along = columns if found.axis == part.axis == 0 else 1 if their_rows == rows == 1 else 0
         if not along or (along > 1 and theirs != columns):
             return None
@@ -112,6 +114,16 @@ class Measurer:
             stop = min(start + step, rows)
             expected = self._rows[0].stored(part.key, start, stop, columns)
             yield expected, self._rows[1].stored(key, start, stop, columns)
+
+    def _turned(self, key: str, part: Part, turn: Turn) -> Iterator[Pair]:
+        """Yield runs of elements of the whole tensor in the order the native has them."""
+        rows, columns, _ = self._rows[0].info(part.key)
+        whole = self._rows[0].elements(part.key, 0, rows * columns).clone()
+        plain = whole.view(torch.uint8) if whole.element_size() == 1 else whole
+        values = plain.view(turn[0]).permute(turn[1]).reshape(-1).view(whole.dtype)
+        for start in range(0, len(values), _CHUNK):
+            stop = min(start + _CHUNK, len(values))
+            yield values[start:stop], self._rows[1].elements(key, start, stop)
 
     def _columns(self, key: str, part: Part) -> Iterator[Pair]:
         """Yield rows of both sides with the columns paired."""
@@ -141,18 +153,18 @@ class Measurer:
         if axis == 0:
             return self._gathered(self._rows[side], key, lines[some], self._rows[side].info(key)[1])
         held, strip = self._strip(side, key, lines)
-        chosen = np.searchsorted(held, lines[some]) if len(held) > len(lines) else np.arange(len(lines))[some]
+        chosen = np.arange(len(lines))[some] if held is lines else lines[some]
         return _selected(strip, chosen, 1).contiguous().t().contiguous()  # two plain copies beat one across
 
     def _strip(self, side: int, key: str, lines: Ints) -> tuple[Ints, Tensor]:
-        """Return columns of a tensor in memory, and which: all where there is room for them."""
+        """Return columns of a tensor in memory, and which: all where there is room for them, else `lines` itself."""
         rows, columns, dtype = self._rows[side].info(key)
         wanted = np.arange(columns) if rows * columns * dtype.itemsize <= self._most else lines
         held = self._strips.get(side)
         if held is None or held[0] != key or not np.array_equal(held[1], wanted):
             self._strips.pop(side, None)
             held = self._strips[side] = key, wanted, self._read_strip(self._rows[side], key, wanted)
-        return held[1], held[2]
+        return wanted, held[2]
 
     def _read_strip(self, rows: Rows, key: str, wanted: Ints) -> Tensor:
         count, columns, _ = rows.info(key)
@@ -167,15 +179,14 @@ class Measurer:
 
     def _gathered(self, rows: Rows, key: str, lines: Ints, columns: int) -> Tensor:
         """Return rows in any order, read in runs of their own order."""
-        order = np.argsort(lines, kind="stable")
-        ordered = lines[order]
+        ordered, places = np.unique(lines, return_inverse=True)
         runs = list(runs_of(ordered))
         if len(runs) == 1:
             read = rows.stored(key, int(ordered[0]), int(ordered[-1]) + 1, columns)
         else:
             parts = [rows.stored(key, int(ordered[a]), int(ordered[b - 1]) + 1, columns).clone() for a, b in runs]
             read = torch.cat(parts)
-        return _selected(read, np.argsort(order, kind="stable"), 0)
+        return _selected(read, places, 0)
 
 
 def _selected(values: Tensor, lines: Ints, axis: int) -> Tensor:

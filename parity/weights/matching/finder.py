@@ -19,6 +19,7 @@ from parity.weights.matching.places import Places
 from parity.weights.matching.samples import Samples
 from parity.weights.matching.search import Search
 from parity.weights.matching.sketch import Sketch, Sketcher
+from parity.weights.matching.turning import Turner
 
 _CUT_OFF = 4
 """A native tensor with less than this share of a reference's rows may lie between the rows seen of it."""
@@ -50,6 +51,7 @@ class Finder:
         self._ours, self._sketchers, self._places, self._known = reference, sketchers, places, known
         self._samples = Samples(reference, places)
         self._checker = Checker(reference, sketchers[0].rows, sketchers[1].rows)
+        self._turner = Turner(reference, places, sketchers[0].rows, sketchers[1].rows)
         self._learned = Learned(places)
         self._search = Search(places, limits.probes)
         self._room = self._most = limits.sketches
@@ -67,7 +69,7 @@ class Finder:
                 else:
                     yield native.key, self._taken(native.key, found)
         for native in left:
-            found = self._as_elsewhere(native) or self.by_lines(native)
+            found = self._as_elsewhere(native) or self.turned(native) or self.by_lines(native)
             yield native.key, None if found is None else self._taken(native.key, found)
 
     def _taken(self, key: str, found: Assignment) -> Assignment:
@@ -87,6 +89,10 @@ class Finder:
             if (found := self._checker.checked(native, axis, parts)) is not None:
                 return found
         return None
+
+    def turned(self, native: Sketch) -> Assignment | None:
+        """Look for a convolution's dims in another order."""
+        return self._turner.find(native)
 
     def by_lines(self, native: Sketch) -> Assignment | None:
         """Sketch the tensor whole, and references until they explain it, or memory for sketches is used up."""

@@ -49,14 +49,22 @@ class Lines:
         return len(self.units)
 
 
+Turn = tuple[tuple[int, ...], tuple[int, ...]]
+"""A view of a whole tensor, and the order of its dims."""
+
+
 @dataclass(frozen=True)
 class Part:
-    """Lines of a reference tensor in a native one: native line `native[i]` is reference line `reference[i]`."""
+    """Lines of a reference tensor in a native one: native line `native[i]` is reference line `reference[i]`.
+
+    With `turn` it is the whole tensor, viewed and its dims exchanged; the lines are then just all.
+    """
 
     key: str
     axis: int
     native: Ints
     reference: Ints
+    turn: Turn | None = None
 
 
 @dataclass(frozen=True)

@@ -146,8 +146,10 @@ class Matcher:
         large = {key: found.assignment for key, found in self._found.items()}
         vectors = Vectors(self._ours, places)
         for held in self._theirs.values():
-            if held.values is not None and held.telling and (small := vectors.find(held, large)) is not None:
-                self._take(held.key, _Found(small, VALUES), measuring, known)
+            if held.values is not None and held.telling:
+                small = vectors.find(held, large) or self._finder.turned(held)
+                if small is not None:
+                    self._take(held.key, _Found(small, VALUES), measuring, known)
         every = {key: found.assignment for key, found in self._found.items()}
         for key, found, how in Settler(self._ours, self._theirs, places, large).settled(every):
             self._take(key, _Found(found, how), measuring, known)
@@ -195,7 +197,7 @@ class Matcher:
         constant = found.how in (CONSTANT, NAMED) and self._theirs[key].constant is not None
         return {
             "reference": part.key, "native": key, "relation": AMBIGUOUS if constant else relation,
-            **placed(found.assignment, part),
+            **placed(found.assignment, part, self._ours[part.key].shape),
         }  # fmt: skip
 
 

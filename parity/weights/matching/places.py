@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -34,6 +34,11 @@ class Places:
             other, number = self._ours[key]
             self._blocks |= {(block, number)} if certain else set()
             self._seen[template][other, (number or 0) - (block or 0)] += 1
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Yield native and reference templates that were found to belong together."""
+        for template, others in self._seen.items():
+            yield from ((template, other) for other, _ in others)
 
     def corroborated(self, native: str, reference: str) -> bool:
         """Whether tensors of many lines showed that the block of one comes from the block of the other."""

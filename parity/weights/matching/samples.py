@@ -89,7 +89,7 @@ class Samples:
                 parts.append(Part(key, 0, np.arange(first, last), np.arange(first, last) - offset))
         if not parts or (taken < 0).any():
             return None
-        return Assignment(0, tuple(sorted(parts, key=lambda part: int(part.native[0]))), SURE, 1.0)
+        return Assignment(0, tuple(sorted(_united(parts), key=lambda part: int(part.native[0]))), SURE, 1.0)
 
     def _votes(self, native: Sketch) -> Counter[Offset]:
         """Count, for each place of each reference, the rows seen that speak for it."""
@@ -134,6 +134,17 @@ class Samples:
             owners = [sketch.key for sketch in held for _ in sketch.seen]
             self._pools[length] = _Pool(units, owners, [int(row) for sketch in held for row in sketch.seen])
         return self._pools.get(length)
+
+
+def _united(parts: Sequence[Part]) -> Iterator[Part]:
+    """Yield the parts, those of a reference that is repeated as one."""
+    held: dict[str, list[Part]] = defaultdict(list)
+    for part in parts:
+        held[part.key].append(part)
+    for key, some in held.items():
+        native = np.concatenate([part.native for part in some])
+        order = np.argsort(native)
+        yield Part(key, 0, native[order], np.concatenate([part.reference for part in some])[order])
 
 
 def _flat(held: Sketch, plain: bool) -> Tensor:

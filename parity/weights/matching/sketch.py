@@ -85,6 +85,7 @@ class Projections:
 
     def __init__(self) -> None:
         self._made: dict[int, Tensor] = {}
+        self._totals: dict[int, Tensor] = {}
 
     def of(self, length: int) -> Tensor:
         """Return the matrix of a length. Shapes: [length, K + 1]."""
@@ -95,6 +96,12 @@ class Projections:
             random = torch.randn(length, K, generator=generator) / math.sqrt(K)
             self._made[length] = torch.cat((random, torch.ones(length, 1)), dim=1)
         return self._made[length]
+
+    def total(self, length: int) -> Tensor:
+        """Return the sketch of a line of ones. Shapes: [K]."""
+        if length not in self._totals:
+            self._totals[length] = self.of(length)[:, :K].sum(0)
+        return self._totals[length]
 
 
 def rows_to_see(rows: int) -> Ints:
@@ -144,7 +151,7 @@ class Sketcher:
 
     def _sketched(self, values: Tensor, columns: int) -> tuple[Tensor, Tensor]:
         projection = self._projections.of(columns)
-        return _units(values @ projection, projection, columns)
+        return _units(values @ projection, self._projections.total(columns), columns)
 
     def full(self, sketch: Sketch) -> Sketch:
         """Return a sketch with those of all rows and columns; the tensor is read once."""
@@ -154,7 +161,9 @@ class Sketcher:
         for start, stop, chunk in self.rows.all(sketch.key):
             torch.mm(chunk, by_row, out=sums[0][start:stop])
             sums[1].addmm_(chunk.t(), by_column[start:stop])
-        lines, norms = zip(_halves(sums[0], by_row, columns), _halves(sums[1], by_column, rows), strict=True)
+        totals = self._projections.total(columns), self._projections.total(rows)
+        halves = (_halves(sums[0], totals[0], columns), _halves(sums[1], totals[1], rows))
+        lines, norms = zip(*halves, strict=True)
         return replace(sketch, lines=lines, norms=norms)
 
     def _range(self, key: str) -> tuple[float, float]:
@@ -175,23 +184,23 @@ def _is_kept(rows: int, columns: int) -> bool:
     return min(rows, columns) <= FEW_LINES and rows * columns <= _MOST_KEPT
 
 
-def _units(sums: Tensor, projection: Tensor, length: int) -> tuple[Tensor, Tensor]:
+def _units(sums: Tensor, total: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """Centre and normalise sketches; the sketch of a centred line is its sketch less its mean times that of ones.
 
     Shapes: sums [n, K + 1] to [n, K] and norms [n].
     """
     mean = sums[:, K:] / max(length, 1)
-    centred = sums[:, :K] - mean * projection[:, :K].sum(0)
+    centred = sums[:, :K] - mean * total
     norm = centred.norm(dim=1, keepdim=True)
     still = norm > 1e-5 * (sums[:, :K].norm(dim=1, keepdim=True) + 1e-30)
     units = torch.where(still, centred / norm.clamp_min(1e-30), 0.0).nan_to_num_(0.0, 0.0, 0.0)
     return units, torch.where(still, norm, 0.0).squeeze(1).nan_to_num_(0.0, 0.0, 0.0)
 
 
-def _halves(sums: Tensor, projection: Tensor, length: int) -> tuple[Tensor, Tensor]:
+def _halves(sums: Tensor, total: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """Do the same in float16 and in steps, for many lines. Shapes: sums [n, K + 1] to [n, K] and norms [n]."""
     units, norms = torch.empty(len(sums), K, dtype=torch.float16), torch.empty(len(sums))
     for at in range(0, len(sums), _AT_ONCE):
         some = slice(at, at + _AT_ONCE)
-        units[some], norms[some] = _units(sums[some], projection, length)
+        units[some], norms[some] = _units(sums[some], total, length)
     return units, norms

@@ -10,10 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from parity.weights.matching.few import reordered
 from parity.weights.matching.lines import Assignment, Part
 from parity.weights.matching.places import Places
 from parity.weights.matching.rows import Ints
-from parity.weights.matching.sketch import Sketch
+from parity.weights.matching.sketch import FEW_LINES, Sketch
+from parity.weights.names import sibling
+from parity.weights.orders import repeated
 
 _SAME = 1e-5
 _LEAST = 0.7
@@ -50,7 +53,8 @@ class Vectors:
 
     def find(self, native: Sketch, weights: Mapping[str, Assignment]) -> Assignment | None:
         """Return where the values come from; `weights` are the assignments found so far, by native key."""
-        found = self._whole(native) or self._beside(native, weights) or self._windows(native)
+        found = self._whole(native) or self._beside(native, weights) or self._repeated(native) \
+            or self._reordered(native) or self._windows(native)  # fmt: skip
         if found is not None:
             self._places.learn(native.key, [part.key for part in found.parts])
         return found
@@ -75,10 +79,12 @@ class Vectors:
         """Return the correlation that proves a match.
 
         Gains and biases of neighbouring blocks of a trained model correlate by 0.9: where large tensors did not show
-        that the blocks belong together, only near equality counts.
+        that the blocks belong together, only near equality counts, but for tensors outside of blocks.
         """
         least = needed(self._references[reference].rows * self._references[reference].columns)
-        return least if self._places.corroborated(native.key, reference) else max(least, _ALONE)
+        blocks = self._places.block(native.key), self._places.reference_place(reference)[1]
+        sure = blocks == (None, None) or self._places.corroborated(native.key, reference)
+        return least if sure else max(least, _ALONE)
 
     def _unit_rows(self, size: int) -> Tensor:
         if size not in self._units:
@@ -88,17 +94,16 @@ class Vectors:
 
     def _beside(self, native: Sketch, weights: Mapping[str, Assignment]) -> Assignment | None:
         """Try what was found for the weight of the same module: its rows are the bias's elements."""
-        module, _, name = native.key.rpartition(".")
-        weight = weights.get(f"{module}.weight")
+        weight = weights.get(native.key.removesuffix("bias") + "weight")
         if native.rows != 1 or weight is None or weight.axis != 0:
             return None
-        parts = [self._bias(part, name) for part in weight.parts]
+        parts = [self._bias(part) for part in weight.parts]
         if any(part is None for part in parts):
             return None
         return self._judged(native, [part for part in parts if part is not None])
 
-    def _bias(self, part: Part, name: str) -> Part | None:
-        held = self._references.get(f"{part.key.rpartition('.')[0]}.{name}")
+    def _bias(self, part: Part) -> Part | None:
+        held = self._references.get(sibling(part.key, "bias"))
         if part.axis != 0 or held is None or held.rows != 1 or held.columns <= part.reference.max():
             return None
         return Part(held.key, 1, part.native, part.reference)
@@ -113,6 +118,39 @@ class Vectors:
         cosine = float(_unit(native.values[:1, torch.from_numpy(at)])[0] @ _unit(there[None])[0])
         covered = len(at) / native.columns
         return Assignment(1, tuple(parts), cosine, covered) if cosine >= needed(len(at)) else None
+
+    def _repeated(self, native: Sketch) -> Assignment | None:
+        """Try the tensor as repetitions of another: of it whole, or of blocks of it, as heads that share keys do."""
+        assert native.values is not None
+        count = native.columns
+        best = Assignment(1, (), 0.0, 0.0)
+        for length in [n for n in self._by_size if native.rows == 1 and FEW_LINES // 2 <= n < count and count % n == 0]:
+            for block in (n for n in range(1, length + 1) if length % n == 0):
+                copies = _unit(native.values.view(-1)[None])[0].view(length // block, count // length, block)
+                once = copies.mean(1)
+                if float(once.square().sum()) * (count // length) < 0.5:
+                    continue
+                scores = self._unit_rows(length) @ _unit(once.reshape(1, -1))[0]
+                score = float(scores.max())
+                equal = [self._by_size[length][int(n)] for n in (scores > score - _SAME).nonzero().flatten()]
+                key = self._places.preferred(native.key, equal)
+                if self._references[key].rows == 1 and score >= max(self._enough(native, key), best.cosine):
+                    part = Part(key, 1, np.arange(count), repeated(count, count // length, block))
+                    best = Assignment(1, (part,), score, 1.0)
+        return best if best.parts else None
+
+    def _reordered(self, native: Sketch) -> Assignment | None:
+        """Try tensors of as many values whose rows or columns these are in another order."""
+        assert native.values is not None
+        keys = self._by_size.get(native.values.numel(), []) if native.rows > 1 else []
+        tried = [found for key in keys if self._references[key].rows > 1
+                 and (found := reordered(native, self._references[key])) is not None
+                 and found.cosine >= self._enough(native, key)]  # fmt: skip
+        if not tried:
+            return None
+        best = max(found.cosine for found in tried)
+        equal = {found.parts[0].key: found for found in tried if found.cosine > best - _SAME}
+        return equal[self._places.preferred(native.key, list(equal))]
 
     def _windows(self, native: Sketch) -> Assignment | None:
         """Try runs of the tensor as other tensors, and the tensor as a run of another."""
