@@ -19,8 +19,9 @@ from parity.execution.tap import Inputs
 from parity.loaded import LoadedSide, with_lora
 from parity.lora.adapter import LoraAdapter
 from parity.lora.effects import Answers, ModuleEffect, effects
-from parity.lora.findings import LoraFinding, added, after_switch, findings, left_behind
+from parity.lora.findings import LoraFinding, findings
 from parity.lora.full import places
+from parity.lora.leftovers import added, after_switch, left_behind
 from parity.lora.varied import varied
 from parity.lora_probes import LayerProbes
 from parity.lora_wanted import Expected, wanted_by_weights
@@ -124,8 +125,8 @@ class LoraAudit:
 
     def several(self) -> None:
         """Put two adapters on at once, and one after the other; a side that takes one at a time is told."""
-        errors = any(one.severity == "error" for one in self.report.found)
-        if self.adapter.targets and not self._failed and not errors:
+        wrong = any(one.severity == "error" or one.code == "rounded" for one in self.report.found)
+        if self.adapter.targets and not self._failed and not wrong:
             for look, what in ((self._switched, "a switch of adapters"), (self._added, "two adapters at once")):
                 with _weights_kept(self.side.model, self.adapter):
                     self._look(look, what)

@@ -6,7 +6,7 @@ Letters in shapes: N rows of inputs, I inputs and O outputs of the layer.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -15,13 +15,14 @@ from torch import Tensor
 
 from parity.lora.adapter import LoraAdapter, LoraTarget
 from parity.lora.apply import KEPT_LIMIT
-from parity.lora.effects import Answers, ModuleEffect, effect_of, effects, expected, wanted_changes
+from parity.lora.effects import Answers, ModuleEffect, effects, wanted_changes
 from parity.lora.factors import reason_for, worded_factor
 from parity.lora.magnitudes import mistaken
 from parity.lora.problems import Severity, some
+from parity.lora.rounded import in_eight_bits, rounding_of
 
-_SAME = 0.999
-"""Cosine above which two changes point one way."""
+_SAME, _CLOSE = 0.999, 0.98
+"""Cosine above which two changes point one way, and from which one may be the other with its factors rounded."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class LoraFinding:
     """One thing that is wrong with how a side applies a LoRA.
 
     Args:
-        code: for scripts: not_applied, partly_applied, no_values, scaling, transposed, magnitudes, wrong_module,
-            otherwise, swallowed, left_behind, old_adapter, added_wrongly.
+        code: for scripts: not_applied, partly_applied, no_values, rounded, scaling, transposed, magnitudes,
+            wrong_module, otherwise, swallowed, left_behind, old_adapter, added_wrongly.
         side: "reference" or "native".
         message: in words.
         severity: an error is another function than the file's, a warning is one of storage.
@@ -48,7 +49,7 @@ class LoraFinding:
         return {**asdict(self), "modules": list(self.modules)}
 
 
-Kind = Literal["right", "broken", "missing", "scaled", "transposed", "magnitudes", "other"]
+Kind = Literal["right", "broken", "missing", "rounded", "scaled", "transposed", "magnitudes", "other"]
 
 
 def findings(side: str, adapter: LoraAdapter, answers: Answers) -> list[LoraFinding]:
@@ -63,6 +64,7 @@ def findings(side: str, adapter: LoraAdapter, answers: Answers) -> list[LoraFind
     return [
         *_broken(side, by_kind.get("broken", [])),
         *_missing(side, by_kind.get("missing", []), len(live)),
+        *_rounded(side, by_kind.get("rounded", []), adapter, answers),
         *_scaled(side, by_kind.get("scaled", []), adapter, live),
         *_turned(side, by_kind.get("transposed", [])),
         *_unmagnified(side, by_kind.get("magnitudes", []), answers),
@@ -82,11 +84,16 @@ def _kind(target: LoraTarget | None, effect: ModuleEffect, answers: Answers, pat
     if not bool(torch.isfinite(change).all()):
         return "broken"
     if effect.rel_l2 <= answers.tolerance_at(path) and abs(effect.ratio - 1) <= _slack(answers, path):
-        return "right"
+        # A and B in the side's own dtype are as they should be; in eight bits they are not, be it as near.
+        return (
+            "rounded" if effect.rel_l2 > answers.unit and in_eight_bits(_rounding(target, answers, path)) else "right"
+        )
     if math.isnan(effect.cosine):
         return "missing"
     if mistaken(change, answers, path) is not None:
         return "magnitudes"
+    if effect.cosine >= _CLOSE and _rounding(target, answers, path):
+        return "rounded"
     if abs(effect.cosine) >= _SAME:
         return "scaled" if abs(effect.ratio - 1) > _slack(answers, path) else "right"
     if target is None or target.A.shape[1] not in answers.inputs:
@@ -98,6 +105,25 @@ def _kind(target: LoraTarget | None, effect: ModuleEffect, answers: Answers, pat
 def _slack(answers: Answers, path: str) -> float:
     own = answers.tolerance_at(path) if path in answers.doubts else answers.unit
     return max(own, 1e-5)
+
+
+def _rounding(target: LoraTarget | None, answers: Answers, path: str) -> str:
+    """Say how a side rounded the factors of a target, "" where that is not what it did."""
+    change = answers.change(path)
+    plain = target is not None and target.magnitude is None and target.bias is None and path not in answers.wanted
+    x = answers.inputs.get(target.A.shape[1]) if target is not None and plain else None
+    if target is None or x is None or change is None or target.embedding:
+        return ""
+    return rounding_of(target, x.double(), change.double())
+
+
+def _rounded(side: str, paths: list[str], adapter: LoraAdapter, answers: Answers) -> Iterator[LoraFinding]:
+    groups: dict[str, list[str]] = {}
+    for path in paths:
+        groups.setdefault(_rounding(adapter.targets.get(path), answers, path), []).append(path)
+    for words, same in groups.items():
+        text = f"{words} in {len(same)} of {len(adapter.targets)} layers: {some(same)}"
+        yield LoraFinding("rounded", side, text, "warning", tuple(same))
 
 
 def _unmagnified(side: str, paths: list[str], answers: Answers) -> Iterator[LoraFinding]:
@@ -187,60 +213,3 @@ def _swallowed(side: str, found: Mapping[str, ModuleEffect]) -> Iterator[LoraFin
         text = f"stored-weight rounding: merged, and {len(low)} of {len(found)} layers keep less than {KEPT_LIMIT:.0%}"
         where = f"{text} of the effect, {low[path]:.0%} in {path}; apply it unmerged"
         yield LoraFinding("swallowed", side, where, "warning", tuple(low))
-
-
-def left_behind(side: str, answers: Answers) -> list[LoraFinding]:
-    """Say which layers are not what they were once the LoRA was taken off: `on` is then what came after."""
-    found = [path for path in answers.off if answers.changed(path)]
-    if not found:
-        return []
-    text = f"still there in {len(found)} layers after it was taken off: {some(found)}"
-    return [LoraFinding("left_behind", side, text, modules=tuple(found))]
-
-
-def after_switch(side: str, old: LoraAdapter, new: LoraAdapter, answers: Answers) -> list[LoraFinding]:
-    """Say which layers the old adapter still changes after a switch to the new one."""
-    former, wanted = {*old.targets, *old.changes}, {*new.targets, *new.changes}
-    stale = [p for p in answers.on if p in former and p not in wanted and answers.changed(p)]
-    both = _both(old, new, answers)
-    if not stale and not both:
-        return []
-    text = f"after a switch the old adapter is still merged in {len(stale) + len(both)} layers"
-    return [LoraFinding("old_adapter", side, f"{text}: {some([*stale, *both])}", modules=(*stale, *both))]
-
-
-def _both(old: LoraAdapter, new: LoraAdapter, answers: Answers) -> list[str]:
-    """Return layers of both adapters that hold the sum of the two."""
-    found = []
-    for path in set(old.targets) & set(new.targets):
-        change, x = answers.change(path), answers.inputs.get(new.targets[path].A.shape[1])
-        if x is None or path in answers.wanted:
-            continue
-        together = expected(old.targets[path], x) + expected(new.targets[path], x)
-        if change is not None and effect_of(change, together).rel_l2 <= answers.tolerance:
-            found.append(path)
-    return sorted(found)
-
-
-def added(side: str, adapters: Iterable[LoraAdapter], answers: Answers) -> list[LoraFinding]:
-    """Say where several adapters that are on at once do not change a layer by the sum of what each does."""
-    wrong: dict[str, float] = {}
-    sums: dict[str, Tensor] = {}
-    for adapter in adapters:
-        for path, target in adapter.targets.items():
-            if target.magnitude is not None:
-                return []  # lengths are of the weight as changed by both
-            if path in answers.wanted or target.A.shape[1] not in answers.inputs:
-                continue  # changed in full, too
-            part = expected(target, answers.inputs[target.A.shape[1]])
-            sums[path] = sums[path] + part if path in sums else part
-    for path, wanted in sums.items():
-        change = answers.change(path)
-        if change is not None and (away := effect_of(change, wanted).rel_l2) > answers.tolerance:
-            wrong[path] = away
-    if not wrong:
-        return []
-    text = f"two adapters at once are not the sum of both in {len(wrong)} of {len(sums)} layers"
-    worst = max(wrong, key=lambda name: wrong[name])
-    message = f"{text}: {100 * wrong[worst]:.3g} % off in {worst}"
-    return [LoraFinding("added_wrongly", side, message, modules=tuple(wrong))]

@@ -37,6 +37,11 @@ def rounding_of(target: LoraTarget, x: Tensor, change: Tensor) -> str:
     return words if least < _EXPLAINS * away(A, B) else ""
 
 
+def in_eight_bits(words: str) -> bool:
+    """Say whether a rounding, in the words of `rounding_of`, is to fewer bits than any side computes in."""
+    return "float8" in words or "int8" in words
+
+
 def _roundings() -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
     for dtype in (torch.bfloat16, torch.float16, *_FP8):
         yield str(dtype).removeprefix("torch."), partial(_saturated, dtype=dtype)

@@ -157,6 +157,31 @@ def test_each_fault_has_its_code(name: str) -> None:
     assert found.found[0].severity == "error"
 
 
+def _held(dtype: torch.dtype, *factors: str) -> Put:
+    def edit(targets: Targets) -> Targets:
+        low = {k: {f: getattr(t, f).to(dtype).to(t.A.dtype) for f in factors} for k, t in targets.items()}
+        return {k: replace(t, **low[k]) for k, t in targets.items()}
+
+    return edited(edit)
+
+
+ROUNDED = {
+    "A rounded to float8_e4m3fn": (torch.float32, _held(torch.float8_e4m3fn, "A")),
+    "A and B rounded to float8_e5m2": (torch.bfloat16, _held(torch.float8_e5m2, "A", "B")),
+    "B rounded to float8_e4m3fn": (torch.bfloat16, _held(torch.float8_e4m3fn, "B")),
+    "A and B rounded to bfloat16": (torch.float32, _held(torch.bfloat16, "A", "B")),
+    "B rounded to float16": (torch.float32, _held(torch.float16, "B")),
+}
+
+
+@pytest.mark.parametrize("words", ROUNDED)
+def test_rounded_factors_are_no_scaling(words: str) -> None:
+    dtype, put = ROUNDED[words]
+    (found,) = report(put, dtype=dtype).found
+    assert (found.code, found.severity) == ("rounded", "warning"), found
+    assert found.message.startswith(f"{words} in 4 of 4 layers")
+
+
 @pytest.mark.parametrize("put", [None, merged], ids=["unmerged", "merged"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_healthy_side_has_no_finding(put: Put | None, dtype: torch.dtype) -> None:
