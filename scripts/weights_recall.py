@@ -30,6 +30,12 @@ NOISES = (0.0, 0.01, 0.05, 0.1, 0.3)
 HEADS = 4
 
 
+def _repeated(value: Tensor, times: int = 3) -> Tensor:
+    """Repeat each head, as a port does that shares keys among queries. Shapes: [I, J] to [times I, J]."""
+    out: Tensor = value.unflatten(0, (HEADS, -1)).repeat_interleave(times, 0).flatten(0, 1)
+    return out
+
+
 def _fourth(value: Tensor) -> Tensor:
     return value[: value.shape[0] // 4]
 
@@ -49,6 +55,8 @@ RELATIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "heads shuffled on columns": lambda a, b, c: shuffled(a, 2 * HEADS, 1),
     "gate and up, either order": lambda a, b, c: torch.cat([c, a]),
     "heads shuffled, RoPE half-split": lambda a, b, c: to_half_split(shuffled(a, 2 * HEADS), 2 * HEADS),
+    "heads repeated (GQA)": lambda a, b, c: _repeated(a),
+    "repeated as a whole": lambda a, b, c: torch.cat([a, a]),
     "cast to bfloat16": lambda a, b, c: a.bfloat16(),
     "cast to float8_e4m3fn": lambda a, b, c: a.to(torch.float8_e4m3fn),
     "int8, a scale a row": lambda a, b, c: (a / a.abs().amax(1, keepdim=True) * 127).round().to(torch.int8),

@@ -96,7 +96,8 @@ def _unpickled(path: Path) -> Any:
     except CheckpointError:
         raise
     except Exception as error:  # torch raises what its C++ readers raise; each is a file that cannot be read
-        raise CheckpointError(f"{path} is damaged or no checkpoint: {_first_line(error)}") from error
+        why = _first_line(error) if zipfile.is_zipfile(path) else "neither a zip archive nor a pickle"
+        raise CheckpointError(f"{path} is damaged or no checkpoint: {why}") from error
 
 
 def _first_line(error: Exception) -> str:

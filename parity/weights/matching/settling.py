@@ -17,9 +17,13 @@ from parity.weights.names import sibling
 
 _BEYOND, _AHEAD = 4.0, 3.0
 """Standard deviations of chance by which a correlation counts, and by which it has to lead."""
-_BESIDE, _EXPECTED, _TELLING = 10.0, 0.2, 0.25
+_BESIDE, _EXPECTED, _TELLING = 10.0, 0.05, 0.25
 """What a tensor beside one that was found counts, the first one expected, and each standard deviation of values,
 against names (0 to 2)."""
+
+
+_Choice = tuple[float, str, str]
+"""How good it is, the reference, and how a tensor is settled by it."""
 
 
 class Settler:
@@ -49,10 +53,13 @@ class Settler:
             if (key := self._in_block(native, used)) is not None:
                 used.add(key)
                 yield left.pop(native.key).key, _whole(native, self._ours[key]), IN_BLOCK
-        for _, native_key, key, how in sorted(self._by_place(left.values(), used), reverse=True):
-            if native_key in left and key not in used:
-                used.add(key)
-                yield native_key, _whole(left.pop(native_key), self._ours[key]), how
+        groups: dict[tuple[int | None, int], dict[str, list[_Choice]]] = defaultdict(lambda: defaultdict(list))
+        for native_key, choice in self._by_place(left.values(), used):
+            group = self._places.block(native_key), math.prod(left[native_key].shape)
+            groups[group][native_key].append(choice)
+        for choices in groups.values():
+            for native_key, key, how in _chosen(choices, used):
+                yield native_key, _whole(left[native_key], self._ours[key]), how
 
     def _like_weight(self, native: Sketch) -> Assignment | None:
         """Return a constant bias as its weight is made: joined, cut, repeated or permuted."""
@@ -89,8 +96,8 @@ class Settler:
 
     def _by_place(
         self, natives: Iterable[Sketch], used: Collection[str]
-    ) -> Iterator[tuple[float, str, str, str]]:
-        """Yield score, native key, reference key and how, of each pair that its place allows."""
+    ) -> Iterator[tuple[str, _Choice]]:
+        """Yield native key, and score, reference key and how, of each pair that its place allows."""
         likeness = Likeness(self._places.pairs())
         by_size: dict[int, list[str]] = defaultdict(list)
         for key in self._ours.keys() - set(used):
@@ -102,7 +109,7 @@ class Settler:
                 if key not in used and (how := self._how(native, key)) is not None:
                     score = _BESIDE * (key in beside) + _EXPECTED * (key in expected[:1])
                     score += self._alike(native, key, likeness)
-                    yield score + (0.0 if key in near else -1.0), native.key, key, how
+                    yield native.key, (score + (0.0 if key in near else -1.0), key, how)
 
     def _near(self, native: str, key: str) -> bool:
         """Whether both are in blocks that belong together, or both in none."""
@@ -152,6 +159,19 @@ class Settler:
         alike = [held for held in self._ours.values() if self._places.reference_place(held.key)[1] == block
                  and held.shape == self._ours[key].shape and held.constant == native.constant]  # fmt: skip
         return len(alike) == 1
+
+
+def _chosen(choices: dict[str, list[_Choice]], used: set[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield native key, reference key and how; first the tensor whose second best choice is the worst for it."""
+    left = {native: sorted(held, reverse=True) for native, held in choices.items()}
+    while left:
+        left = {native: free for native, held in left.items() if (free := [c for c in held if c[1] not in used])}
+        if not left:
+            return
+        native = max(left, key=lambda name: left[name][0][0] - (left[name][1][0] if len(left[name]) > 1 else -_BESIDE))
+        _, key, how = left.pop(native)[0]
+        used.add(key)
+        yield native, key, how
 
 
 def _strength(one: Sketch, other: Sketch) -> float:
