@@ -62,7 +62,7 @@ def test_a_converter_function_is_read_off() -> None:
     [
         (lambda s: {**convert(s), "scale": s["scale"] * 2}, "'scale': it computes with values"),
         (lambda s: {**convert(s), "out": s["out"].t().float()}, "'out': it casts values"),
-        (lambda s: {**convert(s), "patch": s["patch"].transpose(1, 2).flatten(1)}, "'patch': cuts, joins"),
+        (lambda s: {**convert(s), "patch": s["patch"].flatten().roll(1).view(4, -1)}, "'patch': cuts, joins"),
         (lambda s: {k: v for k, v in convert(s).items() if k != "out"}, "no rule matches: 'out'"),
         (lambda s: {**convert(s), "q": s["qkv"][:4], "kv": s["qkv"][4:10]}, "drops part of 'qkv': 10 of 12"),
         (lambda s: {**convert(s), "out": s["missing"]}, "KeyError: 'missing'"),
