@@ -56,8 +56,8 @@ class Model(nn.Module):
         if self.edit == "other":
             gate = shift
         gate = gate.float() if self.edit == "tanh" else gate.float().tanh()
-        out: Tensor = x + gate.to(x.dtype) * self.out(joined)
-        return out.mT.unflatten(2, (2, 2, 3))
+        out: Tensor = (x + gate.to(x.dtype) * self.out(joined)).mT
+        return torch.unflatten(out, 2, (2, 2, 3))
 
 
 class Port(Model):
