@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -16,28 +16,64 @@ from parity.pair import ModelPair
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
-def discover(paths: Sequence[Path]) -> dict[str, ModelPair]:
+def discover(
+    paths: Sequence[Path], wanted: Sequence[str] = (), tell: Callable[[str], object] = lambda text: None
+) -> dict[str, ModelPair]:
     """Import every pair file below the given folders (or files) and return the pairs by name. Builds nothing.
 
+    Args:
+        paths: folders, or files.
+        wanted: names of the pairs that are asked for, none for all: where they are found, a broken file of another pair
+            is only told, and that pair is left out.
+        tell: told, in a few lines, of each broken file that hurts no pair which is asked for.
+
     Raises:
-        UsageError: a path does not exist, a file fails to import or holds no pair, or two files name the same pair.
+        UsageError: a path does not exist; or a file fails to import, holds no pair or names the pair of another file,
+            and may hold what is asked for.
     """
-    pairs: dict[str, ModelPair] = {}
-    origin: dict[str, Path] = {}
+    held: dict[str, list[tuple[Path, ModelPair]]] = {}
+    broken: dict[str, UsageError] = {}
     for file in _files(paths):
-        module = _imported(file)
-        pair = getattr(module, "PAIR", None)
-        if not isinstance(pair, ModelPair):
-            raise UsageError(
-                f"the pair file {file.name} has no `PAIR = ModelPair(...)`\n"
-                "a file that is not a pair's is left out where its name starts with an underscore"
-            )
-        if not _NAME.fullmatch(pair.name):
-            raise UsageError(f"{file.name}: the pair name {pair.name!r} is not lower case with underscores: my_pair")
-        if pair.name in pairs and origin[pair.name].resolve() != file.resolve():
-            raise UsageError(f"two files name the pair {pair.name!r}: {origin[pair.name].name} and {file.name}")
-        pairs[pair.name], origin[pair.name] = pair, file
+        try:
+            pair = _pair_of(file)
+        except UsageError as error:
+            broken[file.stem] = error
+        else:
+            others = held.setdefault(pair.name, [])
+            others[:] = [(f, p) for f, p in others if f.resolve() != file.resolve()] + [(file, pair)]
+    for name, found in held.items():
+        if len(found) > 1:
+            broken[name] = UsageError(f"two files name the pair {name!r}: {found[0][0].name} and {found[1][0].name}")
+    pairs = {name: found[0][1] for name, found in held.items() if len(found) == 1}
+    _settle(broken, pairs, wanted, tell)
     return pairs
+
+
+def _settle(
+    broken: Mapping[str, UsageError], pairs: Mapping[str, ModelPair], wanted: Sequence[str],
+    tell: Callable[[str], object],
+) -> None:  # fmt: skip
+    """Raise where a broken file may hold what is asked for; tell of it where it does not."""
+    missing = [name for name in wanted if name not in pairs]
+    for name in missing if broken else ():
+        other = f"{UsageError.unknown('pair', name, pairs)}\n{str(next(iter(broken.values()))).splitlines()[0]}"
+        raise broken.get(name, UsageError(other))
+    for error in broken.values():
+        if not wanted:
+            raise error
+        tell(f"{str(error).splitlines()[0]}\nits pair is left out: mend the file, or begin its name with an underscore")
+
+
+def _pair_of(file: Path) -> ModelPair:
+    pair = getattr(_imported(file), "PAIR", None)
+    if not isinstance(pair, ModelPair):
+        raise UsageError(
+            f"the pair file {file.name} has no `PAIR = ModelPair(...)`\n"
+            "a file that is not a pair's is left out where its name starts with an underscore"
+        )
+    if not _NAME.fullmatch(pair.name):
+        raise UsageError(f"{file.name}: the pair name {pair.name!r} is not lower case with underscores: my_pair")
+    return pair
 
 
 def choose(pairs: dict[str, ModelPair], name: str) -> ModelPair:

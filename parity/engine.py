@@ -15,7 +15,7 @@ from parity.case import ParityCase
 from parity.compared import ComparedSession, RecordedNative
 from parity.described import described, ops_by_dtype
 from parity.diagnose.likely import likely_causes
-from parity.errors import ParityError
+from parity.errors import NotReached, ParityError
 from parity.failures import bare, kept
 from parity.numerics.evidence import Evidence
 from parity.numerics.verdict import Judged, VerdictClass
@@ -26,6 +26,7 @@ from parity.references import References, ReferenceSources
 from parity.report.record import case_record
 from parity.run import Options, StateResult, run_state
 from parity.session import PairSession
+from parity.unreached import Unreached
 
 Session = PairSession | ComparedSession
 
@@ -72,6 +73,7 @@ class Engine:
         self._states: dict[tuple[str, str], _State | ParityError] = {}
         self._planned: dict[str, dict[State, None]] = {}
         self._references = References(settings.sources)
+        self._unreached = Unreached({*settings.sources.folders, *settings.sources.natives})
 
     def session(self, name: str) -> Session:
         """Return the pair's loaded models.
@@ -98,7 +100,7 @@ class Engine:
     def _load(self, name: str) -> None:
         if self.settings.device.type != "cpu":
             self.close()  # on a GPU one pair at a time is resident
-        pair, build = self.pairs[name], self.settings.build(self.pairs[name])
+        pair, build = self._unreached.left_out(self.pairs[name]), self.settings.build(self.pairs[name])
         recorded = self._references.of(pair, build, self.settings.options, tuple(self._planned.get(name, ())))
         self._free_memory()
         folder = self.settings.sources.natives.get(name)
@@ -112,7 +114,7 @@ class Engine:
         session = self._sessions[name] = PairSession(pair, build, recorded)
         self._references.rooms[name] = session.release_native
         if name not in self._about:
-            self._about[name] = about(session)
+            self._about[name] = self._unreached.told(about(session), self.pairs[name], build)
 
     def close(self) -> None:
         """Let go of all models; what was found stays."""
@@ -158,16 +160,23 @@ class Engine:
             if self.settings.sources.one_resident:
                 self._let_go(case.pair)  # its recording does not have this state yet
         options = replace(self.settings.options, variant=case.variant)
-        try:
-            session = self.session(case.pair)
-            found = run_state(session, case.lora, options)
-        except OtherDtypes as error:  # known once the native ran: the reference goes on from the coarser of both
-            self._references.learn(case.pair, error)
-            self._let_go(case.pair)
-            session = self.session(case.pair)
-            found = run_state(session, case.lora, options)
+        session, found = self._tried(case, options)
+        self._unreached.judge(found, self.pairs[case.pair], self.settings.build(self.pairs[case.pair]), case.variant)
         lora = session.lora_found().get("native", {}).get("findings", []) if case.lora else []
         return _State(found, found.first_different, self._described(case, session, found), lora)
+
+    def _tried(self, case: ParityCase, options: Options) -> tuple[Session, StateResult]:
+        """Run a state, and again with what is known once the models ran: the native's dtypes, taps never reached."""
+        while True:
+            try:
+                session = self.session(case.pair)
+                return session, run_state(session, case.lora, options)
+            except OtherDtypes as error:  # the reference goes on from the coarser of both
+                self._references.learn(case.pair, error)
+            except NotReached as error:
+                self._unreached.learn(case.pair, case.variant, error)
+                self._failed.pop(case.pair, None)
+            self._let_go(case.pair)
 
     def judged(self, case: ParityCase) -> Judged:
         """Return the verdict of one case; with an observer effect nothing passes."""

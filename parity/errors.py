@@ -43,6 +43,20 @@ class TapError(ParityError):
     """A tap names a module, element or call that does not exist, or a layout that does not fit."""
 
 
+class NotReached(TapError):
+    """A forward of a side never came by some of its taps.
+
+    Attributes:
+        side: "reference" or "native". taps: their names.
+        variant: the kind of inputs, where who raised it knows.
+    """
+
+    def __init__(self, message: str, side: str, taps: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.side, self.taps = side, taps
+        self.variant: str | None = None
+
+
 class KeyMapError(ParityError):
     """A key map does not account for every tensor of both sides, or its shapes do not fit."""
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from parity.discover import discover
+from parity.discover import choose, discover
 from parity.errors import UsageError
 from parity.io.config import configured, project_root
 from parity.pair import Build, ModelPair, Source
@@ -23,11 +23,18 @@ class Project:
     root: Path
     folders: tuple[Path, ...]
 
-    def pairs(self) -> dict[str, ModelPair]:
+    def pairs(
+        self, wanted: Sequence[str] = (), tell: Callable[[str], object] = lambda text: None
+    ) -> dict[str, ModelPair]:
         """Import the pair files with the project's own modules importable, as pytest would.
 
+        Args:
+            wanted: names of the pairs that are asked for; none for all.
+            tell: told of each broken file that hurts none of them.
+
         Raises:
-            UsageError: no folder is named, one does not exist, or a file does not import.
+            UsageError: no folder is named, one does not exist, or a file that may hold what is asked for does not
+                import.
         """
         if not self.folders:
             text = "no pair folder is named\nset `parity_pairs` in the pytest configuration, or pass --pairs DIR"
@@ -35,7 +42,15 @@ class Project:
         for folder in reversed([self.root, *configured(self.root, "pythonpath")]):
             if str(folder) not in sys.path:
                 sys.path.insert(0, str(folder))
-        return discover(self.folders)
+        return discover(self.folders, wanted, tell)
+
+    def pair(self, name: str, tell: Callable[[str], object]) -> ModelPair:
+        """Return a pair by name, whatever is wrong with the files of others.
+
+        Raises:
+            UsageError: there is none, or its file does not import.
+        """
+        return choose(self.pairs([name], tell), name)
 
 
 def find_project(start: Path, folders: Sequence[Path] = ()) -> Project:

@@ -81,7 +81,7 @@ class LoadedSide:
 
     def _first_call(self, inputs: Inputs, taps: tuple[Tap, ...]) -> tuple[Tensor, ShadowTable]:
         shadow = self.shadow(Shadow, inputs, exact_above=EXACT_ABOVE)
-        low = self.runner(taps).run(inputs, None, shadow).values[OUTPUT].low
+        low = self.runner(taps).run(inputs, None, shadow, complete=False).values[OUTPUT].low
         made = keep_outside(shadow.table, self.model, [inputs, low])
         self.outside[:] = [made or any(self.outside) or bool(outside().entries)]
         return low, shadow.table

@@ -11,7 +11,7 @@ from typing import Any
 from parity.about import about_side
 from parity.diagnose.side_ops import side_ops
 from parity.environment import versions
-from parity.errors import RecordError
+from parity.errors import NotReached, RecordError
 from parity.execution.passes import FromReference
 from parity.execution.trace import Trace
 from parity.identity import Identity, check_inputs, check_same, identity_of
@@ -219,7 +219,11 @@ class ReferenceRecording:
         keep_inputs(self._target, draw)
         pair = in_variant(self._plan.pair, draw.options.variant)
         with self._live.running(pair.reference, pair.taps(self._plan.build)):
-            return self._write_passes(draw)
+            try:
+                return self._write_passes(draw)
+            except NotReached as error:
+                error.variant = draw.options.variant
+                raise
 
     def _write_passes(self, draw: DrawOf) -> dict[str, Any]:
         if draw.lora:

@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from parity.answers import ANSWERS
-from parity.commands.frame import PairsOption, emit, reported
-from parity.discover import choose
+from parity.commands.frame import PairsOption, emit, reported, warned
 from parity.inventory import find_project
 
 
@@ -29,7 +28,7 @@ def _command(name: str) -> Callable[..., None]:
         folders: PairsOption = None,
     ) -> None:
         with reported(json_out=True):
-            chosen = choose(find_project(Path.cwd(), folders or ()).pairs(), pair)
+            chosen = find_project(Path.cwd(), folders or ()).pair(pair, warned)
             emit(ANSWERS[name](chosen, recording, request), "", json_out=True)
 
     answer.__doc__ = (ANSWERS[name].__doc__ or "").partition("\n")[0]

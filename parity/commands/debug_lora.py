@@ -24,8 +24,8 @@ from parity.commands.frame import (
     emit,
     examples,
     reported,
+    warned,
 )  # fmt: skip
-from parity.discover import choose
 from parity.engine import Engine, Settings
 from parity.errors import LoraError, ParityError
 from parity.four import Apart, FourComparisons, four_comparisons
@@ -65,7 +65,7 @@ def debug_lora(
     Records the reference in its interpreter and the native in its own, then compares. Exits 1 where they differ.
     """
     with reported(json_out):
-        chosen = choose(find_project(Path.cwd(), folders or ()).pairs(), pair)
+        chosen = find_project(Path.cwd(), folders or ()).pair(pair, warned)
         lora_states(chosen, "on")  # a pair without LoRA is refused here
         asked = {"--dtype": dtype, "--size": size, "--seed": str(seed), "--device": device}
         words = [word for name, value in asked.items() if value is not None for word in (name, value)]

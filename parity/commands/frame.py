@@ -58,6 +58,11 @@ def emit(data: dict[str, Any], text: str, json_out: bool) -> None:
     typer.echo(as_json(data) if json_out else text)
 
 
+def warned(text: str) -> None:
+    """Tell on stderr what hurts nothing that was asked for."""
+    typer.echo(f"parity: warning: {text}", err=True)
+
+
 @contextmanager
 def reported(json_out: bool) -> Iterator[None]:
     """Turn this package's errors into words on stderr (JSON on stdout where asked for) and an exit code."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from parity.discover import choose
+from parity.commands.frame import warned
 from parity.errors import KeyMapError, UsageError
 from parity.inventory import find_project
 from parity.io.keymaps import read_key_map
@@ -52,7 +52,7 @@ def _found(words: str) -> KeyMap:
         return read_key_map(words)
     if ":" in words:
         return _as_key_map(words, _imported(words))
-    pair = choose(find_project(Path.cwd()).pairs(), words)
+    pair = find_project(Path.cwd()).pair(words, warned)
     return pair.key_map(Build(size=pair.sizes[0], dtype=pair.dtypes[0]))
 
 

@@ -28,8 +28,8 @@ from parity.commands.frame import (
     emit,
     examples,
     reported,
+    warned,
 )  # fmt: skip
-from parity.discover import choose
 from parity.engine import Settings
 from parity.errors import UsageError
 from parity.inventory import find_project
@@ -81,7 +81,7 @@ def record(
     with reported(json_out):
         if side not in SIDES:
             raise UsageError.unknown("side", side, SIDES)
-        chosen = choose(find_project(Path.cwd(), folders or ()).pairs(), pair)
+        chosen = find_project(Path.cwd(), folders or ()).pair(pair, warned)
         options = Options(seed=seed, draws=draws, twins=twins)
         settings = Settings(dtype_named(dtype), size_named(chosen, size), device_named(device or "auto"), options)
         build = settings.build(chosen)

@@ -30,8 +30,8 @@ from parity.commands.frame import (
     emit,
     examples,
     reported,
+    warned,
 )  # fmt: skip
-from parity.discover import choose
 from parity.engine import Engine, Settings
 from parity.errors import ParityError, RecordError
 from parity.inventory import find_project
@@ -81,7 +81,7 @@ def run(
 ) -> None:
     """Run one pair and judge every tap; write the record."""
     with reported(json_out):
-        chosen = choose(find_project(Path.cwd(), folders or ()).pairs(), pair)
+        chosen = find_project(Path.cwd(), folders or ()).pair(pair, warned)
         options = Options(seed=seed, draws=draws)
         settings = Settings(dtype_named(dtype), size_named(chosen, size), device_named(device or "auto"), options)
         states = lora_states(chosen, lora)
@@ -113,7 +113,7 @@ def compare(
     with reported(json_out):
         found = recordings([reference])
         name = next(iter(found))
-        chosen = choose(find_project(Path.cwd(), folders or ()).pairs(), name)
+        chosen = find_project(Path.cwd(), folders or ()).pair(name, warned)
         (build, options), recorded = recorded_build(reference), recordings([native])
         if name not in recorded:
             raise RecordError(f"{native} is a recording of {next(iter(recorded))!r}, {reference} one of {name!r}")

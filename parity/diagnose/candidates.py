@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from parity.execution.edits import KINDS, Edit, EditTracer, Kind
+from parity.execution.edits import KINDS, Edit, EditTracer, Given, Kind
 from parity.execution.ops import Op
 from parity.execution.storage import bits
 
@@ -42,17 +42,20 @@ class Candidate:
     Args:
         kind: what is done to each op. ops: in order. where: what the ops have in common, in words.
         kernel: the edits are inside an attention kernel, where another choice is no fault.
+        given: what the model is given, where that is rounded.
     """
 
     kind: Kind
     ops: tuple[Op, ...]
     dtype: torch.dtype
     kernel: bool = False
+    given: Given | None = None
 
     @property
     def edits(self) -> dict[int, Edit]:
         """The edits by op number."""
-        return {o.number: Edit(o.number, self.kind, self.dtype) for o in self.ops}
+        memory = -1 if self.given is None else self.given.memory
+        return {o.number: Edit(o.number, self.kind, self.dtype, memory) for o in self.ops}
 
     @property
     def place(self) -> object:
@@ -75,6 +78,8 @@ class Candidate:
             return f"{what} to {into} skipped ({where})"
         if self.kind == "split":
             return f"the bias of {names} added in a second op ({where})"
+        if self.given is not None:
+            return f"the input `{self.given.name}` rounded to {low} before {names or 'it is cast'} ({where})"
         if self.kind == "tf32":
             return f"the float32 operands of {names} rounded to TF32 ({where})"
         return f"{names} {'rounded to' if self.kind == 'round' else 'run in'} {low} ({where})"
@@ -93,6 +98,9 @@ def candidates(target: Target, trace: EditTracer, relative: float) -> Iterator[C
                 if key not in seen:
                     seen.add(key)
                     yield Candidate(kind, tuple(group), _dtype_of(group[0], kind, trace.low), kernel)
+    for held in dict.fromkeys(held for o in ops for held in trace.reads.get(o.number, ())):
+        readers = tuple(o for o in ops if held in trace.reads.get(o.number, ()))
+        yield Candidate("given", readers, trace.low, given=held)
 
 
 def _dtype_of(op: Op, kind: Kind, low: torch.dtype) -> torch.dtype:
@@ -161,7 +169,7 @@ def by_line(candidate: Candidate) -> list[Candidate]:
     lines: dict[object, list[Op]] = {}
     for op in candidate.ops:
         lines.setdefault(op.source, []).append(op)
-    return [Candidate(candidate.kind, tuple(ops), candidate.dtype, candidate.kernel) for ops in lines.values()]
+    return [replace(candidate, ops=tuple(ops)) for ops in lines.values()]
 
 
 def _places(ops: Sequence[Op]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parity.execution.edits import Edit, EditedForward, EditTracer
+from parity.execution.edits import Edit, EditedForward, EditTracer, given
 from parity.execution.ops import OpNumbers
 from parity.execution.passes import OUTPUT, Restart, Runner
 from parity.execution.tap import SAME, Inputs, Tap
@@ -43,7 +43,7 @@ class Forwards:
 
     def traced(self, low: torch.dtype) -> EditTracer:
         """Run once and trace every op, with the edits that would change it."""
-        mode = EditTracer(low)
+        mode = EditTracer(low, given(self.inputs))
         self._run(mode, self.wanted)
         return mode
 

@@ -81,7 +81,7 @@ def _reading(spots: Sequence[Spot], finer: Finer) -> Callable[[Call], Call]:
             if place in wanted and place not in lows:
                 lows[place] = _laid(wanted[place], one, finer)
         count = iter(range(1 << 20))
-        args, kwargs = _mapped((held[1], held[2]), lambda one: lows[n].clone() if (n := next(count)) in lows else one)
+        args, kwargs = mapped((held[1], held[2]), lambda one: lows[n].clone() if (n := next(count)) in lows else one)
         return held[0], args, kwargs
 
     return call
@@ -101,10 +101,10 @@ def _laid(spot: Spot, operand: Any, finer: Finer) -> Tensor:
     return low
 
 
-def _mapped(held: Any, change: Callable[[Any], Any]) -> Any:
+def mapped(held: Any, change: Callable[[Any], Any]) -> Any:
     """Change the leaves of a call, in the order of `leaves`."""
     if isinstance(held, (list, tuple)):
-        return type(held)(_mapped(one, change) for one in held)
+        return type(held)(mapped(one, change) for one in held)
     if isinstance(held, dict):
-        return {key: _mapped(one, change) for key, one in held.items()}
+        return {key: mapped(one, change) for key, one in held.items()}
     return change(held)

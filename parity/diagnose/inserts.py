@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,13 @@ from parity.execution.op_values import OpValue
 
 _MOST = 8
 Result = Callable[[Any], Any]
+_FORMS: dict[str, dict[str, Call]] = {
+    "tanh": {"`tanh`": (torch.tanh, (), {})},
+    "sigmoid": {"`sigmoid`": (torch.sigmoid, (), {})},
+    "silu": {"SiLU": ACTIVATIONS["SiLU"]},
+    "relu": {"ReLU": ACTIVATIONS["ReLU"]},
+    "gelu": {words: call for words, call in ACTIVATIONS.items() if words.startswith("GELU")},
+}
 _OF_NORMS = frozenset({"rsqrt", "mean", "native_layer_norm", "_fused_rms_norm", "var"})
 _OF_ACTIVATIONS = frozenset({"gelu", "silu", "relu", "sigmoid", "tanh", "erf"})
 
@@ -36,10 +44,32 @@ def inserted(segment: Segment) -> Iterator[Change]:
     steps = [("norm_missing", *norm) for norm in _plain_norms(segment)] if theirs & _OF_NORMS else []
     if theirs & _OF_ACTIVATIONS:
         steps += [("activation_missing", words, _calling(*call)) for words, call in ACTIVATIONS.items()]
+        told = {words for _, words, _ in steps}
+        steps += [("activation_missing", *one) for one in _their_activations(segment) if one[0] not in told]
     for bug, words, step in steps:
         for op in segment.boundary[-_MOST:]:
             yield _behind([op], segment, bug, words, step)
         yield from _before(segment, bug, words, step)
+
+
+def factors(segment: Segment) -> Iterator[Change]:
+    """List the activations of the reference that a factor could lack: a gate that is not squashed before it counts."""
+    steps = list(_their_activations(segment))
+    products = [op for op in segment.region if op.op.base == "mul" and not op.scalars]
+    lines = [ops for ops in by_line(products) if len(ops) > 1]
+    for ops in (*lines[:_MOST], *([op] for op in products[:_MOST])):
+        for (words, step), place in itertools.product(steps, (1, 0)):
+            said = f"{words} of the {('first', 'second')[place]} factor of `mul` at {segment.line(ops[0])}"
+            changes = {op.op.number: OpChange(op.op.name, with_operand(place, step)) for op in ops}
+            yield Change(said, (), changes, bug="activation_missing")
+
+
+def _their_activations(segment: Segment) -> Iterator[tuple[str, Result]]:
+    """Yield the activations that the reference's ops call more often than the native's."""
+    ours, theirs = (Counter(op.op.base for op in ops) for ops in (segment.ops, segment.theirs))
+    for name in sorted(n for n in _OF_ACTIVATIONS if theirs[n] > ours[n]):
+        for words, forms in _FORMS.get(name, {}).items():
+            yield words, _calling(*forms)
 
 
 def _before(segment: Segment, bug: str, words: str, step: Result) -> Iterator[Change]:

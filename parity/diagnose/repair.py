@@ -18,7 +18,7 @@ from parity.diagnose.adapter_repairs import adapted
 from parity.diagnose.counterfactual import Counterfactual
 from parity.diagnose.faulty import Faulty
 from parity.diagnose.grafts import Graft, Grafter
-from parity.diagnose.inserts import inserted, instead, masked, never_run, turned
+from parity.diagnose.inserts import factors, inserted, instead, masked, never_run, turned
 from parity.diagnose.left_out import left_out
 from parity.diagnose.operand_repairs import other_operands
 from parity.diagnose.part_repairs import changes_of_parts, factor_changes, found_factor
@@ -26,6 +26,7 @@ from parity.diagnose.repaired import Repair
 from parity.diagnose.repairs import changes_of_ops
 from parity.diagnose.segment import Segment
 from parity.diagnose.side_ops import SideOps
+from parity.diagnose.tap_repairs import other_taps
 from parity.diagnose.weight_repairs import exchanged_modules, other_forms, parameter_changes
 from parity.execution.changes import Change
 from parity.execution.passes import Restart
@@ -165,11 +166,13 @@ class RepairShop:
         yield from left_out(segment)
         yield from never_run(segment)
         yield from instead(segment)
+        yield from factors(segment)
         yield from changes_of_ops(segment, generic=False)
         yield from masked(segment)
         yield from turned(segment)
         yield from changes_of_parts(segment)
         yield from other_operands(segment)
+        yield from other_taps(segment, self.live.taps, self.draw.reference, self.draw.native)
         # The key map may be wrong; values of two modules that are exchanged are values both sides have.
         yield from exchanged_modules([n for n in segment.read if n not in self.wrong], segment.held)
         yield from self._gates(segment)

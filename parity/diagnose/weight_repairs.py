@@ -38,18 +38,29 @@ def other_forms(names: Sequence[str], held: Mapping[str, Tensor], heads: int = 0
 
 
 def exchanged_modules(names: Sequence[str], held: Mapping[str, Tensor]) -> Iterator[Change]:
-    """Exchange two modules of a block, or one with its like of a neighbouring block."""
+    """Exchange two modules of a block, or one with its like of a neighbouring block; first all that are named so."""
     modules = list(dict.fromkeys(n.rpartition(".")[0] for n in names))
     own = {m: {n.rpartition(".")[2]: p for n, p in held.items() if n.rpartition(".")[0] == m} for m in modules}
-    done: set[frozenset[str]] = set()
+    found: dict[frozenset[str], tuple[str, str, Pairs]] = {}
     for one, other in ((m, o) for m in modules for o in _same_block(m, held)):
         mine, theirs = own[one], {n.rpartition(".")[2]: p for n, p in held.items() if n.rpartition(".")[0] == other}
-        if frozenset((one, other)) in done or not _alike(mine, theirs):
-            continue
-        done.add(frozenset((one, other)))
-        pairs = [(mine[k], theirs[k]) for k in mine]
-        instead = [(a, b.detach().clone()) for a, b in (*pairs, *((b, a) for a, b in pairs))]
-        yield Change(f"{one} and {other} exchanged", tuple(instead), bug="modules_exchanged")
+        if frozenset((one, other)) not in found and _alike(mine, theirs):
+            found[frozenset((one, other))] = one, other, [(mine[k], theirs[k]) for k in mine]
+    alike: dict[frozenset[str], list[tuple[str, str, Pairs]]] = {}
+    for one, other, pairs in found.values():
+        if one.rpartition(".")[0] == other.rpartition(".")[0]:
+            alike.setdefault(frozenset(m.rpartition(".")[2] for m in (one, other)), []).append((one, other, pairs))
+    for group in [*(g for g in alike.values() if len(g) > 1), *([one] for one in found.values())]:
+        words, more = f"{group[0][0]} and {group[0][1]} exchanged", len(group) - 1
+        words += f", and {more} more pairs named so" if more else ""
+        yield Change(words, _exchange([p for _, _, pairs in group for p in pairs]), bug="modules_exchanged")
+
+
+Pairs = list[tuple[Tensor, Tensor]]
+
+
+def _exchange(pairs: Pairs) -> tuple[tuple[Tensor, Tensor], ...]:
+    return tuple((a, b.detach().clone()) for a, b in (*pairs, *((b, a) for a, b in pairs)))
 
 
 def _same_block(module: str, held: Mapping[str, Tensor]) -> list[str]:

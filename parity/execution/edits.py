@@ -11,15 +11,18 @@ from torch import Tensor
 from torch.utils import _pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from parity.execution.ops import OpNumbers, OpTracer
+from parity.execution.ops import OpNumbers, OpTracer, memory_of
 from parity.execution.rules import Rule, rule_of
 from parity.execution.storage import bits, is_float
 
-Kind = Literal["round", "low", "keep", "split", "tf32"]
+Kind = Literal["round", "low", "keep", "split", "tf32", "given"]
 """round: the output is rounded. low: the op runs in the lower dtype. keep: its output is not rounded before the next op
-reads it. split: a bias is added in a second op. tf32: a product rounds its float32 operands to 10 bits."""
+reads it. split: a bias is added in a second op. tf32: a product rounds its float32 operands to 10 bits. given: what the
+model is given is rounded before the op reads it."""
 
 KINDS: tuple[Kind, ...] = ("low", "round", "keep", "split", "tf32")
+"""Those that are of an op alone, whatever the model is given."""
+_OF_NUMBERS = frozenset({"mul", "div", "add", "sub", "neg", "pow"})
 PRODUCTS = frozenset({"addmm", "mm", "bmm", "baddbmm", "convolution"})
 _WIDER = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.float32: torch.float64}
 _BIASED = frozenset({"addmm", "convolution"})
@@ -31,12 +34,28 @@ class Edit:
     """One edit of one op.
 
     Args:
-        op: its number in the forward. kind: what is changed. dtype: what `round` and `low` round to.
+        op: its number in the forward. kind: what is changed. dtype: what `round`, `low` and `given` round to.
+        memory: of the input that `given` rounds.
     """
 
     op: int
     kind: Kind
     dtype: torch.dtype = torch.bfloat16
+    memory: int = -1
+
+
+@dataclass(frozen=True)
+class Given:
+    """One tensor that a model is given: its name among the inputs, and the memory it lies in."""
+
+    name: str
+    memory: int
+
+
+def given(inputs: Mapping[str, Any]) -> dict[int, Given]:
+    """Return what a model is given, by the memory that each tensor lies in."""
+    tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+    return {memory_of(value): Given(name, memory_of(value)) for name, value in tensors.items()}
 
 
 class EditedForward(OpNumbers):
@@ -57,6 +76,8 @@ class EditedForward(OpNumbers):
         if edit is None and not self._kept:
             return func(*args, **kwargs)
         rule = rule_of(func)
+        if edit is not None and edit.kind == "given":
+            args, kwargs, edit = (*_rounded_given((args, kwargs), edit), None)
         from_kept = bool(self._kept) and any(t in self._kept for t in _tensors((args, kwargs)))
         before = args[0].clone() if edit is not None and rule.writes and isinstance(args[0], Tensor) else None
         out = func(*args, **kwargs)
@@ -106,6 +127,14 @@ class EditedForward(OpNumbers):
             target.copy_(_first(func(*_pytree.tree_map(_to_tf32, args), **kwargs)))
         else:
             target.copy_(split_bias(rule, args, kwargs, func))
+
+
+def _rounded_given(held: tuple[Any, Any], edit: Edit) -> tuple[Any, Any]:
+    def rounded(t: Any) -> Any:
+        return t.to(edit.dtype).to(t.dtype) if isinstance(t, Tensor) and memory_of(t) == edit.memory else t
+
+    found: tuple[Any, Any] = _pytree.tree_map(rounded, held)
+    return found
 
 
 def to_tf32(value: Tensor) -> Tensor:
@@ -174,19 +203,24 @@ class EditTracer(OpTracer):
 
     Args:
         low: the dtype that wide values may be rounded to.
+        inputs: what the model is given, by memory.
 
     Attributes:
         possible: op number to the kinds of edits that change its output's bits.
+        reads: op number to what the model is given that it reads, and that would change if it were rounded.
     """
 
-    def __init__(self, low: torch.dtype) -> None:
+    def __init__(self, low: torch.dtype, inputs: Mapping[int, Given] | None = None) -> None:
         super().__init__()
-        self.low = low
+        self.low, self._given = low, inputs or {}
+        self.reads: dict[int, list[Given]] = {}
         self.possible: dict[int, frozenset[Kind]] = {}
         self._keepable = 0
 
     def look(self, number: int, rule: Rule, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
         """Note what could be edited at an op."""
+        if self._given and not rule.writes:
+            self._look_at_given(number, rule, args, kwargs)
         if rule.opaque or rule.random or out.is_complex() or (rule.moves and not rule.cast):
             return
         kinds: set[Kind] = set()
@@ -207,6 +241,14 @@ class EditTracer(OpTracer):
             if rule.short in _BIASED and bits(out.dtype) <= bits(self.low) and _bias_of(rule, args) is not None:
                 kinds.add("split")
         self.possible[number] = frozenset(kinds)
+
+    def _look_at_given(self, number: int, rule: Rule, args: Any, kwargs: Any) -> None:
+        """Note what the op reads of what the model is given; whole numbers only where they are computed with."""
+        for t in _tensors((args, kwargs)):
+            held = self._given.get(memory_of(t))
+            numeric = is_float(t) or (t.dtype.is_signed and (rule.cast or rule.short in _OF_NUMBERS))
+            if held is not None and numeric and not t.is_complex() and _changed(t, t.to(self.low)):
+                self.reads.setdefault(number, []).append(held)
 
     def _rounds(self, rule: Rule, func: Any, args: Any, kwargs: Any, out: Tensor) -> bool:
         if rule.cast and (not is_float(args[0]) or bits(args[0].dtype) <= bits(out.dtype)):

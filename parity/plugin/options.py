@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -127,10 +128,11 @@ def chosen_pairs(config: pytest.Config) -> dict[str, ModelPair]:
     """
     from parity.discover import choose, discover
 
-    pairs = discover([Path(p) for p in config.getoption("--parity-pairs")] or list(config.getini("parity_pairs")))
+    wanted, required = config.getoption("--parity-pair"), config.getoption("--parity-require")
+    folders = [Path(p) for p in config.getoption("--parity-pairs")] or list(config.getini("parity_pairs"))
+    pairs = discover(folders, wanted and [*wanted, *required], _warn)
     if not pairs:
         raise UsageError("no pair was found: set `parity_pairs` in the pytest configuration to folders of pair files")
-    wanted, required = config.getoption("--parity-pair"), config.getoption("--parity-require")
     for name in (*wanted, *required):
         choose(pairs, name)
     left_out = [name for name in required if wanted and name not in wanted]
@@ -141,6 +143,11 @@ def chosen_pairs(config: pytest.Config) -> dict[str, ModelPair]:
     if size is not None and size not in sizes:
         raise UsageError.unknown("size", size, sizes)
     return chosen
+
+
+def _warn(text: str) -> None:
+    """Warn of a pair file that hurts no pair which is asked for."""
+    warnings.warn(f"\n{text}", stacklevel=2)
 
 
 def settings_of(config: pytest.Config) -> Settings:

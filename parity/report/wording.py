@@ -141,7 +141,7 @@ def numbers(case: Mapping[str, Any]) -> str:
         parts.append(f"impact {case['impact']:.2g} (limit {case['impact_limit']:.2f})")
     if metrics.get("max_abs_index") is not None and not metrics.get("bit_equal"):
         parts.append(f"worst {metrics['max_abs']:.2g} at {list(metrics['max_abs_index'])}")
-    broken = [r for r in case["reasons"] if "NaN" in r]
+    broken = [r for r in case["reasons"] if "NaN" in r or r.startswith("never reached")]
     return ", ".join(broken + parts)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fixtures.pairs.longcat import PAIR, inputs_of
 from fixtures.plants import PLANTS
-from fixtures.tiny import down_rounded_twice, edited, sinusoid_low, tiny_pair
+from fixtures.tiny import down_rounded_twice, edited, sinusoid_low, tiny_inputs, tiny_pair
 from parity.case import ParityCase
 from parity.engine import Engine, Settings
 from parity.execution.tap import Inputs
@@ -153,3 +153,23 @@ def test_a_reference_that_cannot_be_loaded_says_so(tmp_path: Path) -> None:
     assert record["nearest"] is None
     state = engine.state_record(ParityCase("tiny", "sinusoid", "", False))
     assert "not to be had" in state["explained_missing"]
+
+
+@pytest.mark.parametrize("times", [1.0, 1000.0])
+def test_an_input_that_is_rounded_is_named(times: float) -> None:
+    """A timestep of 0.437 or of 437: the port takes it in its own dtype."""
+
+    def scaled(build: Build, seed: int) -> dict[str, Any]:
+        held = tiny_inputs(build, seed, batch=4)
+        return {**held, "t": (held["t"] * times).round(decimals=3)}
+
+    def rounded(model: nn.Module) -> None:
+        module = model.get_submodule("sinusoid")
+        forward = module.forward
+        module.__dict__["forward"] = lambda t: forward(t.bfloat16())
+
+    record, _ = tiny_case(replace(edited(tiny_pair(lora=None), rounded), inputs=scaled), "sinusoid")
+    assert record["nearest"]["bit_exact"], record["nearest"]
+    assert record["nearest"]["edits"][0].startswith("the input `t` rounded to bfloat16 before `mul` (fixtures/tiny.py:")
+    assert record["precision"] == "less precise"
+    assert "the input `t` rounded to bfloat16" in failure_text(record, "pytest x")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from typer.testing import CliRunner
 
 from fixtures.project import Project
+from parity.cli import app
 
 SMALL = "PAIR = tiny_pair('small', depth=1, lora=None)"
 
@@ -34,6 +38,40 @@ def test_unusable_pair_file_is_a_usage_error(project: Project, files: dict[str, 
     assert "Traceback" not in run.text
     assert len([line for line in run.text.splitlines() if line]) <= 6
     assert not run.has_record
+
+
+_BROKEN = {
+    "import": "import no_such_module", "syntax": "def (", "raise": "raise OSError('no\\nway')", "empty": "PAIRS = []",
+}  # fmt: skip
+
+
+def test_broken_files_hurt_only_their_own_pairs(project: Project) -> None:
+    project.pair("small", SMALL)
+    for name, text in _BROKEN.items():
+        project.pair(f"broken_{name}", text)
+    with pytest.warns(UserWarning, match="the pair file broken_") as warned:
+        assert project.run("-q", "--parity-pair", "small", "-k", "final_output").code == 0
+    told = [text for one in warned if "mend the file" in (text := str(one.message))]
+    assert sorted(text.split()[3] for text in told) == sorted(f"broken_{name}.py" for name in _BROKEN)
+    unknown = project.run("-q", "--parity-pair", "smal")
+    assert unknown.code == pytest.ExitCode.USAGE_ERROR
+    assert "did you mean 'small'" in unknown.text
+    assert "the pair file broken_" in unknown.text
+    own = project.run("-q", "--parity-pair", "broken_syntax")
+    assert own.code == pytest.ExitCode.USAGE_ERROR
+    assert "the pair file broken_syntax.py does not import: SyntaxError" in own.text
+
+
+def test_a_command_warns_of_a_broken_file(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.pair("small", SMALL)
+    project.pair("broken", "def (")
+    monkeypatch.chdir(project.pytester.path)
+    asked = CliRunner().invoke(app, ["run", "small", "-k", "final_output", "--json"])
+    assert asked.exit_code == 0
+    assert json.loads(asked.stdout)["summary"]["cases"] == 1
+    assert "parity: warning: the pair file broken.py does not import: SyntaxError" in asked.stderr
+    for words in (["run", "broken"], ["run", "other"], ["pairs"]):
+        assert CliRunner().invoke(app, words).exit_code == 2, words
 
 
 def test_files_with_an_underscore_are_no_pairs(project: Project) -> None:
