@@ -7,8 +7,9 @@ import importlib.util
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
 from parity.errors import UsageError
 from parity.pair import ModelPair
@@ -100,12 +101,21 @@ def _files(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
+class _Fresh(SourceFileLoader):
+    """Reads a pair file itself: compiled code is taken for current when a file is edited twice in one second."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Compile what the file holds now."""
+        code: CodeType = self.source_to_code(self.get_data(self.path), self.path)
+        return code
+
+
 def _imported(file: Path) -> ModuleType:
     dotted = _importable_as(file)
     if dotted is not None:
         return _guarded(file, lambda: importlib.import_module(dotted))
     name = f"parity_pair_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file)
+    spec = importlib.util.spec_from_file_location(name, file, loader=_Fresh(name, str(file)))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

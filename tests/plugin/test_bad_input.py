@@ -52,10 +52,6 @@ STOPS: dict[str, tuple[str, list[str]]] = {
         BASE + "PAIR = replace(p, declared={'block0.upp': 'why'})",
         ["unknown tap in `declared` of bad 'block0.upp'", "did you mean 'block0.up'?"],
     ),
-    "never_reached": (
-        WITH_TAP + "PAIR = more(Tap('x', Point('out'), Point('blocks')))",
-        ["native: 1 of 11 taps were never reached: x", "does not call them"],
-    ),
     "reached_twice": (
         WITH_TAP + "twice = lambda m: m.blocks.append(m.blocks[0])\n"
         "PAIR = edited(edited(p, twice), lambda m: m.layers.append(m.layers[0]), side='reference')",
@@ -173,6 +169,12 @@ def test_error_is_clear_and_stops_only_its_own_cases(project: Project, name: str
         assert len(lines) <= 5
         assert max(map(len, lines)) < 400
         assert "rerun: pytest" in lines[-1]
+
+
+def test_a_tap_that_is_never_reached_fails_its_own_case_alone(project: Project) -> None:
+    run = run_beside_a_healthy_pair(project, WITH_TAP + "PAIR = more(Tap('x', Point('out'), Point('blocks')))")
+    assert (run.cases("failed"), run.cases("error")) == (["bad-x-lora_off"], [])
+    assert "never reached: the native never calls blocks in this forward" in "\n".join(run.message("bad-x-lora_off"))
 
 
 @pytest.mark.parametrize("value", ["nan", "inf"])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from fixtures.project import Project
 from parity.cli import app
+from parity.discover import discover
 
 SMALL = "PAIR = tiny_pair('small', depth=1, lora=None)"
 
@@ -92,3 +95,12 @@ def test_same_named_files_in_two_folders_are_two_pairs(project: Project) -> None
     (folder / "model.py").write_text("from fixtures.tiny import tiny_pair\nPAIR = tiny_pair('two', depth=1, lora=None)")
     run = project.run("--collect-only", "-q", "--parity-pairs", "pairs", "--parity-pairs", "more")
     assert {id.partition("-")[0] for id in run.ids} == {"one", "two"}
+
+
+def test_a_file_edited_twice_in_a_second_is_read_again(tmp_path: Path) -> None:
+    """Python takes compiled code for current where time and size of its source are the same."""
+    file = tmp_path / "small.py"
+    for name in ("small", "other"):
+        file.write_text(f"from fixtures.tiny import tiny_pair\nPAIR = tiny_pair('{name}')\n", encoding="utf-8")
+        os.utime(file, (10**9, 10**9))
+        assert list(discover([file])) == [name]
