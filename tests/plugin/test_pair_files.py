@@ -97,8 +97,9 @@ def test_same_named_files_in_two_folders_are_two_pairs(project: Project) -> None
     assert {id.partition("-")[0] for id in run.ids} == {"one", "two"}
 
 
-def test_a_file_edited_twice_in_a_second_is_read_again(tmp_path: Path) -> None:
+def test_a_file_edited_twice_in_a_second_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Python takes compiled code for current where time and size of its source are the same."""
+    monkeypatch.setattr("sys.dont_write_bytecode", False)
     file = tmp_path / "small.py"
     for name in ("small", "other"):
         file.write_text(f"from fixtures.tiny import tiny_pair\nPAIR = tiny_pair('{name}')\n", encoding="utf-8")
