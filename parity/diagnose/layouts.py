@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from parity.weights.matching.turning import joins
+
 _MOST, _PLAIN = 12, 0.3
 """Layouts that are tried, and the cosine that the plain one of one shape has ahead."""
 
@@ -29,25 +31,13 @@ def _turned(value: Tensor, shape: Sequence[int]) -> Iterator[Tensor]:
     finer = theirs if len(theirs) >= len(ours) else ours
     for order in itertools.permutations(range(len(finer))):
         turned = [finer[i] for i in order]
-        if list(order) == sorted(order) or not _merges(turned, ours if finer is theirs else theirs):
+        if list(order) == sorted(order) or not joins(turned, ours if finer is theirs else theirs):
             continue
         if finer is theirs:  # their dims lie in ours in this order: take them apart, then bring them into theirs
             back = [order.index(i) for i in range(len(order))]
             yield value.reshape(turned).permute(back).reshape(tuple(shape))
         else:
             yield value.reshape(ours).permute(order).reshape(tuple(shape))
-
-
-def _merges(finer: Sequence[int], coarser: Sequence[int]) -> bool:
-    """Say whether dims in a row make up coarser ones."""
-    left = list(finer)
-    for size in coarser:
-        product = 1
-        while product < size and left:
-            product *= left.pop(0)
-        if product != size:
-            return False
-    return not left
 
 
 def nearest_layout(value: Tensor, other: Tensor) -> tuple[float, Tensor | None]:

@@ -97,15 +97,19 @@ def turns_of(reference: Sequence[int], native: Sequence[int]) -> Iterator[Turn]:
     longer, shorter = (ours, theirs) if len(ours) >= len(theirs) else (theirs, ours)
     for dims in permutations(range(len(longer))):
         turned = [longer[dim] for dim in dims]
-        if dims != tuple(range(len(dims))) and _groups(turned, shorter):
+        if dims != tuple(range(len(dims))) and joins(turned, shorter):
             if longer is ours:
                 yield tuple(ours), dims
             else:
                 yield tuple(turned), tuple(sorted(range(len(dims)), key=dims.__getitem__))
 
 
-def _groups(sizes: Sequence[int], shape: Sequence[int]) -> bool:
-    """Whether sizes, some joined with those behind them, are a shape."""
+def joins(sizes: Sequence[int], shape: Sequence[int]) -> bool:
+    """Whether sizes, some joined with those behind them, are a shape.
+
+    >>> joins((2, 3, 4), (6, 4)), joins((2, 3, 4), (4, 6))
+    (True, False)
+    """
     left = list(sizes)
     for size in shape:
         product = 1
