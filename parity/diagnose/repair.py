@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -35,6 +36,8 @@ from parity.live import LiveNative
 
 SECONDS = 3.0
 """How long the taps of a draw together may take to be repaired."""
+Tried = tuple[str, frozenset[int]]
+"""A change that was tried: its words and ops."""
 _SHORT, _HELPS, _CONFIRMED, _DROWNED, _LEAST = 1.5, 0.5, 6, 8.0, 12
 
 
@@ -60,6 +63,7 @@ class RepairShop:
     seconds: float = field(default_factory=lambda: SECONDS)
     spent: float = 0.0
     known: set[str] = field(default_factory=set)
+    _seen: defaultdict[str, set[Tried]] = field(default_factory=lambda: defaultdict(set))
 
     @cached_property
     def _runs(self) -> Counterfactual:
@@ -107,13 +111,16 @@ class RepairShop:
         return Grafter(segment, near, lambda change: self._restored(tap, change)).found()
 
     def _searched(self, tap: Tap, segment: Segment, changes: Iterable[Change], started: float) -> Repair | None:
-        """Try changes, each once and of every call of the segment, as long as there is time."""
+        """Try changes of every call of the segment, none that was tried at the tap before, as long as there is time."""
         before, noise = self.draw.before[tap.name], self.draw.noise[tap.name]
         tried: list[tuple[float, int, Change]] = []
         drowned, helps = before < _DROWNED * noise, _HELPS * self._runs.low_error(tap)
-        for number, change in enumerate(_distinct(map(segment.in_all_calls, changes))):
+        seen = self._seen[tap.name]
+        fresh = (change for change in map(segment.in_all_calls, changes) if _key(change) not in seen)
+        for number, change in enumerate(fresh):
             if number >= _LEAST and time.process_time() - started > self.seconds:
                 break
+            seen.add(_key(change))
             error = self._runs.error(tap, change, exact=drowned)
             if not drowned and error < _DROWNED * noise:  # as near as rounding lets it come: ask for the exact value
                 error = self._runs.error(tap, change, exact=True)
@@ -168,13 +175,13 @@ class RepairShop:
         yield from instead(segment)
         yield from factors(segment)
         yield from changes_of_ops(segment, generic=False)
+        # The key map may be wrong; values of two modules that are exchanged are values both sides have.
+        yield from exchanged_modules([n for n in segment.read if n not in self.wrong], segment.held)
         yield from masked(segment)
         yield from turned(segment)
         yield from changes_of_parts(segment)
         yield from other_operands(segment)
         yield from other_taps(segment, self.live.taps, self.draw.reference, self.draw.native)
-        # The key map may be wrong; values of two modules that are exchanged are values both sides have.
-        yield from exchanged_modules([n for n in segment.read if n not in self.wrong], segment.held)
         yield from self._gates(segment)
         yield from inserted(segment)
 
@@ -206,14 +213,8 @@ class RepairShop:
         return tap.layout.backward(high, value.low.shape)
 
 
-def _distinct(changes: Iterable[Change]) -> Iterable[Change]:
-    """Yield each change once."""
-    seen = set()
-    for change in changes:
-        same = change.words, frozenset(change.ops)
-        if same not in seen:
-            seen.add(same)
-            yield change
+def _key(change: Change) -> Tried:
+    return change.words, frozenset(change.ops)
 
 
 def _bug_of(change: Change) -> str:
