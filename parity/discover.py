@@ -112,21 +112,27 @@ class _Fresh(SourceFileLoader):
 
 def _imported(file: Path) -> ModuleType:
     dotted = _importable_as(file)
-    if dotted is not None:
-        return _guarded(file, lambda: importlib.import_module(dotted))
-    name = f"parity_pair_{file.stem}"
+    if dotted is not None and dotted in sys.modules:
+        return sys.modules[dotted]
+    return _guarded(file, lambda: _loaded(file, dotted or f"parity_pair_{file.stem}"))
+
+
+def _loaded(file: Path, name: str) -> ModuleType:
+    """Import a file under a name, as an import of that name would."""
+    package, _, own = name.rpartition(".")
+    parent = importlib.import_module(package) if package else None
     spec = importlib.util.spec_from_file_location(name, file, loader=_Fresh(name, str(file)))
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    loader = spec.loader
-
-    def load() -> ModuleType:
-        loader.exec_module(module)
-        return module
-
-    return _guarded(file, load)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    if parent is not None:
+        setattr(parent, own, module)
+    return module
 
 
 def _guarded(file: Path, load: Callable[[], ModuleType]) -> ModuleType:

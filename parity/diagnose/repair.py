@@ -175,11 +175,11 @@ class RepairShop:
         yield from instead(segment)
         yield from factors(segment)
         yield from changes_of_ops(segment, generic=False)
-        # The key map may be wrong; values of two modules that are exchanged are values both sides have.
-        yield from exchanged_modules([n for n in segment.read if n not in self.wrong], segment.held)
         yield from masked(segment)
         yield from turned(segment)
         yield from changes_of_parts(segment)
+        # The key map may be wrong; values of two modules that are exchanged are values both sides have.
+        yield from exchanged_modules([n for n in segment.read if n not in self.wrong], segment.held)
         yield from other_operands(segment)
         yield from other_taps(segment, self.live.taps, self.draw.reference, self.draw.native)
         yield from self._gates(segment)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,11 +98,17 @@ def test_same_named_files_in_two_folders_are_two_pairs(project: Project) -> None
     assert {id.partition("-")[0] for id in run.ids} == {"one", "two"}
 
 
-def test_a_file_edited_twice_in_a_second_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("importable", [False, True])
+def test_a_file_edited_twice_in_a_second_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, importable: bool
+) -> None:
     """Python takes compiled code for current where time and size of its source are the same."""
     monkeypatch.setattr("sys.dont_write_bytecode", False)
+    if importable:
+        monkeypatch.syspath_prepend(str(tmp_path.parent))
     file = tmp_path / "small.py"
     for name in ("small", "other"):
+        monkeypatch.delitem(sys.modules, f"{tmp_path.name}.small", raising=False)
         file.write_text(f"from fixtures.tiny import tiny_pair\nPAIR = tiny_pair('{name}')\n", encoding="utf-8")
         os.utime(file, (10**9, 10**9))
         assert list(discover([file])) == [name]
