@@ -31,7 +31,8 @@ def keep_outside(table: ShadowTable, model: nn.Module, inputs: Any = None) -> bo
     """
     own = {t.untyped_storage()._cdata for t in roots_of(model, inputs)}
     found = [(key, entry) for key, entry in list(table.entries.items()) if key not in own]
-    return sum(_keep(key, entry) for key, entry in found) > 0
+    kept = [_keep(key, entry) for key, entry in found]  # every one, before anyone asks whether there was any
+    return any(kept)
 
 
 def outside() -> ShadowTable:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fixtures.tiny import built_from
 from parity.diagnose.likely import _precision
 from parity.execution.tap import Point, Tap
 from parity.pair import Build, ModelPair, Side, Source
 from parity.run import Options, StateResult, run_state
 from parity.session import PairSession
-from parity.weights.draw import draw_weights
 from parity.weights.keymap import KeyMap, rename
 
 WIDTH, HEADS, TEXT = 16, 2, 5
@@ -76,14 +76,6 @@ class Port(Model):
 
 
 def pair(edit: str) -> ModelPair:
-    def built(make: Callable[[], nn.Module]) -> Callable[[Build], nn.Module]:
-        def build(build: Build) -> nn.Module:
-            model = make()
-            draw_weights(model, build.seed)
-            return model.to(build.dtype).eval().requires_grad_(False)
-
-        return build
-
     def inputs(build: Build, seed: int) -> dict[str, Any]:
         g = torch.Generator().manual_seed(seed)
         x, text = torch.randn(2, 12, WIDTH, generator=g), torch.randn(2, TEXT, WIDTH, generator=g)
@@ -94,9 +86,9 @@ def pair(edit: str) -> ModelPair:
         return model(given["x"], given["text"], given["keep"])
 
     source = Source(__name__, bundled=True)
-    side = Side("a model", source, built(Model), call, lambda out: out)
+    side = Side("a model", source, built_from(Model), call, lambda out: out)
     return ModelPair(
-        name="joint", reference=side, native=replace(side, build=built(lambda: Port(edit))),
+        name="joint", reference=side, native=replace(side, build=built_from(lambda: Port(edit))),
         key_map=lambda build: KeyMap((rename(r"(.+)", r"\1"),)),
         taps=lambda build: (
             Tap("block0.self_attn", Point("joint.out"), Point("joint.out"), heads=HEADS),

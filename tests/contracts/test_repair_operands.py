@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fixtures.tiny import built_from
 from parity.execution.tap import Point, Tap
 from parity.pair import Build, ModelPair, Side, Source
 from parity.run import Options, StateResult, run_state
 from parity.session import PairSession
-from parity.weights.draw import draw_weights
 from parity.weights.keymap import KeyMap, rename
 
 WIDTH, TEXT = 16, 5
@@ -65,23 +64,15 @@ class Port(Model):
 
 
 def pair(edit: str, tapped: tuple[str, ...]) -> ModelPair:
-    def built(make: Callable[[], nn.Module]) -> Callable[[Build], nn.Module]:
-        def build(build: Build) -> nn.Module:
-            model = make()
-            draw_weights(model, build.seed)
-            return model.to(build.dtype).eval().requires_grad_(False)
-
-        return build
-
     def inputs(build: Build, seed: int) -> dict[str, Any]:
         g = torch.Generator().manual_seed(seed)
         shapes = {"x": (2, 12, WIDTH), "text": (2, TEXT, WIDTH), "vec": (2, WIDTH)}
         return {name: torch.randn(shape, generator=g).to(build.dtype) for name, shape in shapes.items()}
 
     source = Source(__name__, bundled=True)
-    side = Side("a model", source, built(Model), lambda m, given: m(**given), lambda out: out)
+    side = Side("a model", source, built_from(Model), lambda m, given: m(**given), lambda out: out)
     return ModelPair(
-        name="gated", reference=side, native=replace(side, build=built(lambda: Port(edit))),
+        name="gated", reference=side, native=replace(side, build=built_from(lambda: Port(edit))),
         key_map=lambda build: KeyMap((rename(r"(.+)", r"\1"),)),
         taps=lambda build: (
             *(Tap(name, Point(name), Point(name)) for name in tapped),
